@@ -1,0 +1,1 @@
+"""The known networks, as data: id, settlement root key, node addresses."""

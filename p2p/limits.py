@@ -1,0 +1,68 @@
+"""Every bound of the wire in one place: its unit in its name, its reason beside it."""
+
+SECOND_NS = 1_000_000_000
+MINUTE_NS = 60 * SECOND_NS
+HOUR_NS = 60 * MINUTE_NS
+DAY_NS = 24 * HOUR_NS
+
+# -- clocks ------------------------------------------------------------------------------------
+CLOCK_SKEW_NS_MAX = 120 * SECOND_NS  # what honest machines without NTP drift in weeks
+
+# -- records -----------------------------------------------------------------------------------
+RECORD_BYTES_MAX = 3 * 1024  # a DHT value stays in one frame of every implementation
+RECORD_TTL_NS = 15 * MINUTE_NS
+RECORD_ANNOUNCE_NS = 5 * MINUTE_NS
+RECORD_OFFERS_MAX = 8
+RECORD_ADDRESSES_MAX = 8
+RECORD_TEXT_BYTES_MAX = 256  # any one text field: address, model id, licence
+DHT_KEY_BYTES_MAX = 50  # py-libp2p 0.8.1 refuses longer keys in FIND_NODE (measured)
+PROVIDER_SHARDS_COUNT = 2
+PROVIDER_ANNOUNCE_NS = HOUR_NS
+
+# -- money -------------------------------------------------------------------------------------
+MICROS_MAX = 2**53 - 1  # so that JavaScript and SQL sums stay exact
+PRICE_MICROS_PER_MTOK_MAX = 10**12
+TOKENS_MAX = 2**31 - 1
+FEE_BPS_MAX = 10_000
+SIGNED_BYTES_MAX = 4 * 1024  # any signed money message but a receipt batch
+RECEIPT_BYTES_MAX = 1024
+RECEIPT_BATCH_RECEIPTS_MAX = 256
+RECEIPT_BATCH_BYTES_MAX = 16 * 1024
+RECEIPT_BATCH_WAIT_NS = 50_000_000  # one signature covers what ended in this time
+QUOTE_TTL_NS = 10 * MINUTE_NS
+QUOTE_RENEW_NS = 4 * MINUTE_NS
+ALLOWANCE_TTL_NS_MAX = 24 * HOUR_NS
+SETTLE_GRACE_NS = 72 * HOUR_NS
+INCREMENT_TOKENS_MIN = 64
+INCREMENT_TOKENS_MAX = 1024
+STRANGER_SLOTS_COUNT = 2
+UNPAID_ABORT_NS = 10 * SECOND_NS
+STRANGER_UNPAID_ABORT_NS = 2 * SECOND_NS
+TEMPLATE_TOKENS_MAX = 512  # a chat template's own tokens, beyond the bytes of the request
+RECEIPT_KEEP_NS = 90 * DAY_NS
+
+# -- session -----------------------------------------------------------------------------------
+FRAME_BATCH_BYTES_MAX = 4 * 1024 * 1024 + 64 * 1024  # one largest request and what rides with it
+REQUEST_BODY_BYTES_MAX = 4 * 1024 * 1024
+CHUNK_BYTES_MAX = 256 * 1024
+WINDOW_BYTES = 256 * 1024  # per request; 5 s of zero window would reset the whole stream
+WINDOW_UPDATE_BYTES = 64 * 1024
+OPEN_REQUESTS_MAX = 1024  # per session
+SESSION_QUOTES_MAX = 64
+SESSION_ALLOWANCES_MAX = 16
+PUMP_WAIT_NS = 2_000_000  # at most one write per 2 ms after the first (datapath: takes nearly all)
+PING_BUSY_NS = SECOND_NS
+SUSPECT_BUSY_NS = 2 * SECOND_NS
+DEAD_BUSY_NS = 3 * SECOND_NS
+PING_IDLE_NS = 15 * SECOND_NS
+DEAD_IDLE_NS = 45 * SECOND_NS
+HELLO_WAIT_NS = 10 * SECOND_NS
+ERROR_TEXT_BYTES_MAX = 1024
+
+assert WINDOW_UPDATE_BYTES * 2 <= WINDOW_BYTES
+assert CHUNK_BYTES_MAX <= WINDOW_BYTES
+assert REQUEST_BODY_BYTES_MAX < FRAME_BATCH_BYTES_MAX
+assert RECORD_ANNOUNCE_NS * 2 < RECORD_TTL_NS
+assert QUOTE_RENEW_NS * 2 < QUOTE_TTL_NS
+assert INCREMENT_TOKENS_MIN <= INCREMENT_TOKENS_MAX
+assert PING_BUSY_NS < SUSPECT_BUSY_NS < DEAD_BUSY_NS

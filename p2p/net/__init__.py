@@ -1,0 +1,1 @@
+"""The only importer of libp2p: a node, its links and its directory."""

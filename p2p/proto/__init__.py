@@ -1,0 +1,1 @@
+"""The protobuf messages and their generated code."""

@@ -1,0 +1,1 @@
+"""The money that travels between peers: signed values, the cost formula, both sides' accounts."""

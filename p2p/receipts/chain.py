@@ -1,0 +1,64 @@
+"""The hash chain of an allowance's receipts, and what a batch of it proves."""
+
+from collections.abc import Sequence
+
+from p2p import limits
+from p2p.errors import RemoteProtocolError
+from p2p.proto import money_pb2
+from p2p.receipts.messages import Receipt, ReceiptBatch
+from p2p.types import Digest, sha256
+from p2p.wire import decode_value, encode_value
+
+
+def encode_receipt(receipt: Receipt) -> bytes:
+    """Return a receipt's one encoding, whose SHA-256 is its digest."""
+    return encode_value(receipt, money_pb2.Receipt)
+
+
+def decode_receipt(data: bytes) -> Receipt:
+    """Return the receipt that the bytes hold.
+
+    Raises:
+        RemoteProtocolError: If they are not the one encoding of a valid receipt.
+    """
+    return decode_value(Receipt, money_pb2.Receipt, data, bytes_max=limits.RECEIPT_BYTES_MAX)
+
+
+def next_head(head: Digest, receipt_digest: Digest) -> Digest:
+    """Return the chain's head after one more receipt: SHA-256(head, digest)."""
+    return sha256(head, receipt_digest)
+
+
+def head_after(head: Digest, receipt_digests: Sequence[Digest]) -> Digest:
+    """Return the chain's head after several receipts."""
+    for digest in receipt_digests:
+        head = next_head(head, digest)
+    return head
+
+
+def check_batch(batch: ReceiptBatch, receipts: Sequence[bytes]) -> tuple[Receipt, ...]:
+    """Return a batch's receipts if they are exactly those that it names, in order.
+
+    Args:
+        batch: The signed batch.
+        receipts: The encodings of its receipts.
+
+    Raises:
+        RemoteProtocolError: If a digest, the chain, the allowance or the host differs.
+    """
+    digests = tuple(sha256(data) for data in receipts)
+    if digests != batch.receipt_digests:
+        raise RemoteProtocolError("a receipt batch names other receipts than those received")
+    if head_after(batch.previous_head, digests) != batch.head:
+        raise RemoteProtocolError("the head of a receipt batch does not follow from its receipts")
+    decoded = tuple(decode_receipt(data) for data in receipts)
+    head = batch.previous_head
+    for receipt, digest in zip(decoded, digests, strict=True):
+        if receipt.previous_hash != head:
+            raise RemoteProtocolError("a receipt does not follow the one before it")
+        if receipt.allowance_id != batch.allowance_id or (
+            receipt.host_peer_id != batch.host_peer_id
+        ):
+            raise RemoteProtocolError("a receipt is of another allowance or host than its batch")
+        head = next_head(head, digest)
+    return decoded

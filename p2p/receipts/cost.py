@@ -1,0 +1,87 @@
+"""What a request costs, and how much trust one increment is worth. Integers only."""
+
+from dataclasses import dataclass
+
+from p2p import limits
+from p2p.receipts.messages import Quote
+
+TOKENS_PER_MTOK = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request, as counted so far.
+
+    Attributes:
+        cached_tokens: Part of ``prompt_tokens``.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def cost_micros(quote: Quote, usage: Usage, *, delivered: bool) -> int:
+    """Return what a request costs, in micro-dollars: one rounding, up.
+
+    ``0 if nothing was delivered, else max(minimum, ceil(((in - cached) * p_in + cached * p_cached
+    + out * p_out) / 10^6))`` (DESIGN, Money). "Delivered" includes a prompt that was computed
+    (``started``) and then cancelled by the client.
+
+    Args:
+        quote: The quote that the request names.
+        usage: The counts.
+        delivered: Whether anything is owed at all.
+
+    Raises:
+        ValueError: If a count is negative or more tokens are cached than prompted.
+    """
+    if not 0 <= usage.cached_tokens <= usage.prompt_tokens or usage.completion_tokens < 0:
+        raise ValueError(f"impossible counts: {usage}")
+    if not delivered:
+        return 0
+    product = (
+        (usage.prompt_tokens - usage.cached_tokens) * quote.price_in_micros_per_mtok
+        + usage.cached_tokens * quote.price_cached_micros_per_mtok
+        + usage.completion_tokens * quote.price_out_micros_per_mtok
+    )
+    return max(quote.minimum_micros, ceil_div(product, TOKENS_PER_MTOK))
+
+
+def ceil_div(dividend: int, divisor: int) -> int:
+    """Return the quotient rounded up, exactly."""
+    return -(-dividend // divisor)
+
+
+def increment_micros(quote: Quote, increment_tokens: int) -> int:
+    """Return how much may stand unpaid for one request slot, in micro-dollars, at least 1.
+
+    Args:
+        quote: Its output price counts.
+        increment_tokens: ``INCREMENT_TOKENS_MIN`` to ``INCREMENT_TOKENS_MAX``.
+    """
+    tokens_micros = ceil_div(increment_tokens * quote.price_out_micros_per_mtok, TOKENS_PER_MTOK)
+    return max(1, quote.minimum_micros, tokens_micros)
+
+
+def fee_micros(cum_micros: int, fee_bps: int) -> int:
+    """Return settlement's cumulative share of a cumulative payment, rounded down."""
+    return cum_micros * fee_bps // limits.FEE_BPS_MAX
+
+
+def prompt_tokens_max(body_bytes: int) -> int:
+    """Return the most prompt tokens that a request body of this size can honestly hold.
+
+    A token stands for at least one byte of the request, but for what the chat template adds.
+    """
+    return body_bytes + limits.TEMPLATE_TOKENS_MAX
+
+
+def completion_tokens_max(delivered_bytes: int, choices: int) -> int:
+    """Return the most completion tokens that so many delivered bytes can honestly hold.
+
+    Args:
+        delivered_bytes: Bytes of chunks received so far.
+        choices: How many answers were asked for; each has one end token without bytes.
+    """
+    return delivered_bytes + choices

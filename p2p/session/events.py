@@ -1,0 +1,229 @@
+"""What a session tells its owner. Signed payloads are bytes as received: check before trust."""
+
+from dataclasses import dataclass
+
+from p2p.errors import ErrorCode
+from p2p.types import NO_ALLOWANCE, NO_REQUEST, AllowanceId, QuoteId, RequestId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorInfo:
+    """What an error frame carries.
+
+    Attributes:
+        retry_after_ms: 0 if the sender named no time.
+        param: The request parameter at fault, or empty.
+        allowance_id: On the session itself: the allowance that was refused, or empty.
+    """
+
+    code: ErrorCode
+    message: str
+    retry_after_ms: int = 0
+    param: str = ""
+    allowance_id: AllowanceId = NO_ALLOWANCE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutgoingRequest:
+    """A request as the gateway sends it and the host receives it.
+
+    Attributes:
+        allowance_id: Empty at zero price.
+        salt: 16 random bytes for the receipt's hashes.
+        body: The OpenAI JSON; always asks for a stream with usage.
+        choices: ``n``; bounds the completion count.
+    """
+
+    request_id: RequestId
+    quote_id: QuoteId
+    allowance_id: AllowanceId
+    salt: bytes
+    body: bytes
+    choices: int = 1
+    supersedes_request_id: RequestId = NO_REQUEST
+
+
+@dataclass(frozen=True, slots=True)
+class HelloReceived:
+    """The other side's hello; nothing else comes before it."""
+
+    clock_ns: int
+    wallet_proof: bytes
+    vouchers: tuple[bytes, ...]
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class AllowanceReceived:
+    """Host: an allowance envelope to check."""
+
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class QuoteReceived:
+    """Gateway: a quote envelope to check, and how many slots the host has free now."""
+
+    envelope: bytes
+    slots_free: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuoteAsked:
+    """Host: the gateway wants a fresh quote for a model."""
+
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReceived:
+    """Host: a new request on a channel."""
+
+    channel: int
+    request: OutgoingRequest
+
+
+@dataclass(frozen=True, slots=True)
+class RequestAccepted:
+    """Gateway: the host took the request; so many wait before it."""
+
+    channel: int
+    slots_free: int
+    queued_before: int
+
+
+@dataclass(frozen=True, slots=True)
+class DueReceived:
+    """Gateway: the host wants a voucher for the prompt before it computes it."""
+
+    channel: int
+    prompt_tokens: int
+    micros: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStarted:
+    """Gateway: prefill begins; the prompt is owed from here on."""
+
+    channel: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkReceived:
+    """Gateway: whole SSE events of the answer. Also comes, to be counted, after a cancel."""
+
+    channel: int
+    data: bytes
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class WindowOpened:
+    """Host: more bytes of a channel may be sent."""
+
+    channel: int
+
+
+@dataclass(frozen=True, slots=True)
+class VoucherReceived:
+    """Host: a voucher envelope to check."""
+
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnded:
+    """Gateway: the channel is over; its receipt's bytes."""
+
+    channel: int
+    receipt: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptsReceived:
+    """Gateway: a signed receipt batch envelope to check and co-sign."""
+
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CosignReceived:
+    """Host: the gateway's cosignature envelope."""
+
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    """Gateway: an error on a channel.
+
+    ``final`` is False if the request had started: then ``RequestEnded`` with its receipt follows.
+    """
+
+    channel: int
+    error: ErrorInfo
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SessionErrorReceived:
+    """An error that concerns no single request, e.g. a refused allowance."""
+
+    error: ErrorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCancelled:
+    """Host: the gateway gave a request up; answer with its end."""
+
+    channel: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseReceived:
+    """Gateway: the host's signed close of an allowance."""
+
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GoawayReceived:
+    """The other side wants no new requests on this session."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSuspected:
+    """Nothing came for ``SUSPECT_BUSY_NS``: open nothing new here."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDead:
+    """Nothing came for too long: drop the link and fail what is open."""
+
+
+Event = (
+    HelloReceived
+    | AllowanceReceived
+    | QuoteReceived
+    | QuoteAsked
+    | RequestReceived
+    | RequestAccepted
+    | DueReceived
+    | RequestStarted
+    | ChunkReceived
+    | WindowOpened
+    | VoucherReceived
+    | RequestEnded
+    | ReceiptsReceived
+    | CosignReceived
+    | RequestFailed
+    | SessionErrorReceived
+    | RequestCancelled
+    | CloseReceived
+    | GoawayReceived
+    | PeerSuspected
+    | PeerDead
+)

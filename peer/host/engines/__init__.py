@@ -1,0 +1,1 @@
+"""Engines: how each is launched, what it accepts, how it is spoken to."""

@@ -1,0 +1,1 @@
+"""Relay and bootstrap nodes, run by anybody with a public address."""

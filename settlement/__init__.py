@@ -1,0 +1,1 @@
+"""Settlement: turns signed vouchers and receipts into bills and payouts."""

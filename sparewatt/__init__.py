@@ -1,0 +1,1 @@
+"""The composition root and the only command; knows everyone, imported by nobody."""

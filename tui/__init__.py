@@ -1,0 +1,1 @@
+"""The owner's terminal UI, over a host's control API."""
