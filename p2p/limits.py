@@ -58,6 +58,12 @@ PING_IDLE_NS = 15 * SECOND_NS
 DEAD_IDLE_NS = 45 * SECOND_NS
 HELLO_WAIT_NS = 10 * SECOND_NS
 ERROR_TEXT_BYTES_MAX = 1024
+BATCH_FRAMES_MAX = 8192  # a batch of the smallest frames would decode to 100 times its bytes
+SESSION_BODY_BYTES_MAX = 32 * 1024 * 1024  # request bodies that wait to be written
+SESSION_CONTROL_BYTES_MAX = 8 * 1024 * 1024  # all else but chunks: a peer that asks, never reads
+WRITE_STALL_NS = 10 * SECOND_NS  # for a ping behind a body that a slow uplink is still taking
+CHOICES_MAX = 128
+SLOTS_MAX = OPEN_REQUESTS_MAX
 
 assert WINDOW_UPDATE_BYTES * 2 <= WINDOW_BYTES
 assert CHUNK_BYTES_MAX <= WINDOW_BYTES
@@ -65,4 +71,7 @@ assert REQUEST_BODY_BYTES_MAX < FRAME_BATCH_BYTES_MAX
 assert RECORD_ANNOUNCE_NS * 2 < RECORD_TTL_NS
 assert QUOTE_RENEW_NS * 2 < QUOTE_TTL_NS
 assert INCREMENT_TOKENS_MIN <= INCREMENT_TOKENS_MAX
+assert REQUEST_BODY_BYTES_MAX < SESSION_BODY_BYTES_MAX
+assert DEAD_BUSY_NS < WRITE_STALL_NS < DEAD_IDLE_NS
+assert PING_IDLE_NS < DEAD_IDLE_NS
 assert PING_BUSY_NS < SUSPECT_BUSY_NS < DEAD_BUSY_NS
