@@ -58,6 +58,23 @@ PING_IDLE_NS = 15 * SECOND_NS
 DEAD_IDLE_NS = 45 * SECOND_NS
 HELLO_WAIT_NS = 10 * SECOND_NS
 ERROR_TEXT_BYTES_MAX = 1024
+
+# -- connections -------------------------------------------------------------------------------
+LINK_CLOSE_NS = 2 * SECOND_NS  # to write what waits; then the stream is reset
+CONNECT_NS_MAX = 10 * SECOND_NS  # to open a link or to answer a one-shot request
+DIAL_NEXT_NS = 300_000_000  # head start of one address before the next is tried beside it
+DIAL_NS_MAX = 6 * SECOND_NS  # TCP, Noise and Yamux to one address
+LOOKUP_NS_MAX = 30 * SECOND_NS  # one DHT operation, as its caller sees it
+LOOKUP_CALL_NS_MAX = 4 * SECOND_NS  # after which a lookup goes on without a slow node
+ONE_SHOT_BYTES_MAX = 64 * 1024  # a one-shot request as its server takes it
+ONE_SHOT_SERVED_MAX = 256  # answered at the same time
+CONNECTIONS_MAX = 8192  # about 50 KiB each
+CONNECTIONS_PER_PEER_MAX = 4
+STREAMS_PER_PEER_MAX = 128  # opened by the peer: sessions, requests, DHT calls
+HALF_OPEN_MAX = 256  # handshakes under way; beyond it the oldest gives way
+HALF_OPEN_PER_IP_MAX = 64
+HANDSHAKE_NS_MAX = 5 * SECOND_NS
+BLACKLIST_NS = 2 * SECOND_NS  # py-libp2p's own 60 s keep a restarted host away
 BATCH_FRAMES_MAX = 8192  # a batch of the smallest frames would decode to 100 times its bytes
 SESSION_BODY_BYTES_MAX = 32 * 1024 * 1024  # request bodies that wait to be written
 SESSION_CONTROL_BYTES_MAX = 8 * 1024 * 1024  # all else but chunks: a peer that asks, never reads
@@ -74,4 +91,6 @@ assert INCREMENT_TOKENS_MIN <= INCREMENT_TOKENS_MAX
 assert REQUEST_BODY_BYTES_MAX < SESSION_BODY_BYTES_MAX
 assert DEAD_BUSY_NS < WRITE_STALL_NS < DEAD_IDLE_NS
 assert PING_IDLE_NS < DEAD_IDLE_NS
+assert DIAL_NS_MAX < CONNECT_NS_MAX < LOOKUP_NS_MAX
+assert HALF_OPEN_PER_IP_MAX <= HALF_OPEN_MAX
 assert PING_BUSY_NS < SUSPECT_BUSY_NS < DEAD_BUSY_NS
