@@ -1,0 +1,405 @@
+"""How a host or a gateway speaks to settlement: HTTP, each request signed by the node key.
+
+Every answer is checked: allowances against the signing keys that the network's root key vouches
+for, everything else for its shape. Every operation may be repeated; settlement gives the same
+answer.
+"""
+
+import base64
+import binascii
+import email.utils
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+import httpx
+import msgspec
+
+from p2p import limits
+from p2p.clock import WallClock
+from p2p.errors import RemoteProtocolError
+from p2p.receipts.messages import (
+    ALLOWANCE,
+    ENROLMENT,
+    KEY_LIST,
+    REQUEST_PROOF,
+    Allowance,
+    Enrolment,
+    RequestProof,
+)
+from p2p.signing import SecretKey, Signed, seal, unseal
+from p2p.types import ID_BYTES, AllowanceId, NetworkId, PeerId, PublicKey, sha256
+from peer.settlement_replies import (
+    AllowanceReply,
+    CloseOutcome,
+    CloseReply,
+    CloseResult,
+    Earnings,
+    Enrolled,
+    EnrolmentReply,
+    ErrorBody,
+    ErrorReply,
+    NetworkReply,
+    NetworkStatus,
+    ReceiptItem,
+    ReceiptOutcome,
+    ReceiptReply,
+    ReceiptResult,
+    SettlementError,
+    SettlementRefusedError,
+    SettlementUnreachableError,
+    VoucherOutcome,
+    VoucherReply,
+    VoucherResult,
+)
+
+__all__ = [
+    "CloseOutcome",
+    "CloseResult",
+    "Earnings",
+    "Enrolled",
+    "NetworkStatus",
+    "ReceiptItem",
+    "ReceiptOutcome",
+    "ReceiptResult",
+    "SettlementClient",
+    "SettlementError",
+    "SettlementRefusedError",
+    "SettlementUnreachableError",
+    "VoucherOutcome",
+    "VoucherResult",
+    "account_of_code",
+]
+
+VOUCHERS_PER_REQUEST_MAX = 1000
+RECEIPT_BATCHES_PER_REQUEST_MAX = 100
+REQUEST_ITEMS_BYTES_MAX = 2 * 1024 * 1024  # before base64; settlement takes 4 MiB of body
+RESPONSE_BYTES_MAX = 4 * 1024 * 1024
+TIMEOUT_S = 10.0
+_DATE_HALF_STEP_NS = limits.SECOND_NS // 2  # a Date header is cut to whole seconds
+_LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+
+ReplyT = TypeVar("ReplyT")
+ItemT = TypeVar("ItemT")
+
+
+class SettlementClient:
+    """Settlement as a node sees it. Use as ``async with SettlementClient(...) as client``.
+
+    Every method raises ``SettlementUnreachableError`` when no usable answer came within 10 s,
+    and ``SettlementRefusedError`` when settlement said no. Cancellation: safe, as every operation
+    may be repeated.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: SecretKey,
+        network_id: NetworkId,
+        clock: WallClock,
+        *,
+        root_key: PublicKey,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Make a client; nothing is sent yet.
+
+        Args:
+            url: As in the network file, without a slash at the end.
+            key: The node key that signs the requests.
+            network_id: The network.
+            clock: Wall clock in ns.
+            root_key: The network's root key.
+            transport: Instead of TCP, for tests.
+        """
+        self._key = key
+        self._network_id = network_id
+        self._clock = clock
+        self._root_key = root_key
+        self._keys: frozenset[PublicKey] = frozenset()
+        self._keys_sequence = 0
+        self._clock_offset_ns: int | None = None
+        parsed = httpx.URL(url)
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            timeout=TIMEOUT_S,
+            transport=transport,
+            # A proxy of the environment must not come between two processes of one machine.
+            trust_env=parsed.host not in _LOOPBACK_HOSTS,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self._http.__aexit__(exc_type, exc_value, traceback)
+
+    @property
+    def clock_offset_ns(self) -> int | None:
+        """Settlement's clock minus ours as of the last answer; None before the first."""
+        return self._clock_offset_ns
+
+    async def network(self) -> NetworkStatus:
+        """Ask for the network's signing keys, fee and time; needs no enrolment."""
+        reply = await self._call("GET", "/v1/network", None, NetworkReply, signed=False)
+        self._take_keys(reply.key_list)
+        if self._clock_offset_ns is None:
+            raise SettlementUnreachableError("settlement's answer has no Date header")
+        return NetworkStatus(self._network_id, self._keys, reply.fee_bps, self._clock_offset_ns)
+
+    async def signing_keys(self) -> frozenset[PublicKey]:
+        """Return the keys that may sign allowances; asks settlement only the first time."""
+        if not self._keys:
+            await self.network()
+        return self._keys
+
+    async def enrol(self, code: str, role: str) -> Enrolled:
+        """Join the account that made a one-time code, as ``host`` or ``gateway``.
+
+        Raises:
+            SettlementRefusedError: If the code is unknown, used by another key, expired or of
+                another role, or the key belongs to another account.
+        """
+        enrolment = Enrolment(
+            network_id=self._network_id,
+            account_id=account_of_code(code),
+            code=code,
+            role=role,
+            issued_at_ns=self._clock(),
+        )
+        body = {"enrolment": _text(seal(self._key, ENROLMENT, enrolment))}
+        reply = await self._call("POST", "/v1/enrolments", body, EnrolmentReply, signed=False)
+        return Enrolled(reply.account_id, reply.role, _bytes(reply.owner_tag or ""))
+
+    async def allowance(
+        self,
+        *,
+        allowance_id: AllowanceId,
+        host_peer_id: PeerId,
+        wallet_key: PublicKey,
+        max_micros: int,
+        duration_s: int,
+    ) -> Signed[Allowance]:
+        """Reserve credit for one host; the same id with more raises or prolongs it.
+
+        Args:
+            allowance_id: Made and stored by the caller before it asks.
+            host_peer_id: Must be enrolled.
+            wallet_key: The only key whose vouchers will count.
+            max_micros: At least 1.
+            duration_s: 1 to 86,400.
+
+        Raises:
+            SettlementRefusedError: 402 ``no_credit``; 404 ``host_not_enrolled``; 409 if the id
+                stands for another host or key (``conflict``) or is closed or expired (``ended``).
+        """
+        body: dict[str, object] = {
+            "allowance_id": allowance_id.hex(),
+            "host_peer_id": host_peer_id,
+            "wallet_key": wallet_key.hex(),
+            "max_micros": max_micros,
+            "duration_s": duration_s,
+        }
+        reply = await self._call("POST", "/v1/allowances", body, AllowanceReply)
+        return await self._checked_allowance(_bytes(reply.allowance), allowance_id)
+
+    async def vouchers(self, envelopes: Sequence[bytes]) -> tuple[VoucherResult, ...]:
+        """Submit vouchers, in any order, however often; one result each."""
+        results: list[VoucherResult] = []
+        for part in _parts(envelopes, len, VOUCHERS_PER_REQUEST_MAX):
+            body = {"items": [_text(envelope) for envelope in part]}
+            reply = await self._call("POST", "/v1/vouchers", body, VoucherReply)
+            results += _as_many(reply.results, part)
+        return tuple(results)
+
+    async def closes(self, envelopes: Sequence[bytes]) -> tuple[CloseResult, ...]:
+        """Submit the host's closes; one result each."""
+        results: list[CloseResult] = []
+        for part in _parts(envelopes, len, VOUCHERS_PER_REQUEST_MAX):
+            body = {"items": [_text(envelope) for envelope in part]}
+            reply = await self._call("POST", "/v1/closes", body, CloseReply)
+            results += _as_many(reply.results, part)
+        return tuple(results)
+
+    async def receipts(self, items: Sequence[ReceiptItem]) -> tuple[ReceiptResult, ...]:
+        """Submit batches of receipts; one result each."""
+        results: list[ReceiptResult] = []
+        for part in _parts(items, _receipt_bytes, RECEIPT_BATCHES_PER_REQUEST_MAX):
+            body = {"items": [_receipt_item(item) for item in part]}
+            reply = await self._call("POST", "/v1/receipts", body, ReceiptReply)
+            results += _as_many(reply.results, part)
+        return tuple(results)
+
+    async def earnings(self) -> Earnings:
+        """Ask what this host earned."""
+        return await self._call("GET", "/v1/earnings", None, Earnings)
+
+    async def _checked_allowance(
+        self, envelope: bytes, allowance_id: AllowanceId
+    ) -> Signed[Allowance]:
+        try:
+            allowance = unseal(ALLOWANCE, envelope, network_id=self._network_id)
+        except RemoteProtocolError as error:
+            raise SettlementUnreachableError(f"settlement's allowance is bad: {error}") from error
+        if allowance.signer not in await self.signing_keys():
+            await self.network()  # the keys may have been renewed since
+        if allowance.signer not in self._keys or allowance.value.allowance_id != allowance_id:
+            raise SettlementUnreachableError("settlement's allowance is not signed as it must be")
+        return allowance
+
+    def _take_keys(self, key_list: str) -> None:
+        """Learn the signing keys, if the root key signed the list and it is not an older one."""
+        try:
+            keys = unseal(KEY_LIST, _bytes(key_list), network_id=self._network_id)
+        except RemoteProtocolError as error:
+            raise SettlementUnreachableError(f"settlement's key list is bad: {error}") from error
+        if keys.signer != self._root_key:
+            raise SettlementUnreachableError(
+                "settlement's key list is not signed by the root key in the network file"
+            )
+        if keys.value.sequence < self._keys_sequence:
+            raise SettlementUnreachableError("settlement's key list is older than one seen before")
+        self._keys_sequence = keys.value.sequence
+        self._keys = frozenset(keys.value.keys)
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        body: object,
+        reply_type: type[ReplyT],
+        *,
+        signed: bool = True,
+    ) -> ReplyT:
+        content = b"" if body is None else msgspec.json.encode(body)
+        headers = {"content-type": "application/json"} if content else {}
+        request = self._http.build_request(method, path, content=content, headers=headers)
+        if signed:
+            request.headers["authorization"] = self._proof(request, content)
+        sent_at_ns = self._clock()
+        try:
+            response = await self._http.send(request, stream=True)
+            try:
+                data = await _read(response)
+            finally:
+                await response.aclose()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise SettlementUnreachableError(
+                f"settlement at {self._http.base_url} gave no answer: {error!r}"
+            ) from error
+        self._learn_clock(response, (sent_at_ns + self._clock()) // 2)
+        if response.status_code != httpx.codes.OK:
+            raise _refusal(response.status_code, data)
+        try:
+            return msgspec.json.decode(data, type=reply_type)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise SettlementUnreachableError(f"settlement's answer is bad: {error}") from error
+
+    def _proof(self, request: httpx.Request, content: bytes) -> str:
+        proof = RequestProof(
+            network_id=self._network_id,
+            method=request.method,
+            path=request.url.raw_path.decode("ascii"),
+            body_sha256=sha256(content),
+            issued_at_ns=self._clock(),
+            nonce=secrets.token_bytes(ID_BYTES),
+        )
+        return f"Sparewatt {_text(seal(self._key, REQUEST_PROOF, proof))}"
+
+    def _learn_clock(self, response: httpx.Response, now_ns: int) -> None:
+        date = response.headers.get("date", "")
+        try:
+            said_s = int(email.utils.parsedate_to_datetime(date).timestamp())
+        except ValueError:
+            return
+        self._clock_offset_ns = said_s * limits.SECOND_NS + _DATE_HALF_STEP_NS - now_ns
+
+
+def account_of_code(code: str) -> str:
+    """Return the account id inside an enrolment code ``swe-<account id>-<random>``.
+
+    Raises:
+        SettlementRefusedError: If the text is no enrolment code.
+    """
+    head, _, rest = code.partition("-")
+    account_id, _, chance = rest.rpartition("-")
+    if head != "swe" or not account_id or not chance:
+        raise SettlementRefusedError(
+            400, "bad_code", "an enrolment code looks like swe-ACCOUNT-RANDOM"
+        )
+    return account_id
+
+
+_RETRYABLE_STATUS_MIN = 500
+_RETRYABLE = frozenset({408, 425, 429})
+
+
+def _refusal(status: int, data: bytes) -> SettlementError:
+    try:
+        body = msgspec.json.decode(data, type=ErrorReply).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        body = ErrorBody(f"settlement answered {status}")
+    if status >= _RETRYABLE_STATUS_MIN or status in _RETRYABLE:
+        return SettlementUnreachableError(f"settlement answered {status}: {body.message}")
+    return SettlementRefusedError(status, body.code or "", body.message)
+
+
+async def _read(response: httpx.Response) -> bytes:
+    data = bytearray()
+    async for part in response.aiter_bytes():
+        data += part
+        if len(data) > RESPONSE_BYTES_MAX:
+            raise SettlementUnreachableError("settlement's answer is too long")
+    return bytes(data)
+
+
+def _parts(
+    items: Sequence[ItemT], size_bytes: Callable[[ItemT], int], count_max: int
+) -> Iterator[list[ItemT]]:
+    """Yield the items in pieces that one request may hold."""
+    part: list[ItemT] = []
+    total = 0
+    for item in items:
+        size = size_bytes(item)
+        if part and (len(part) == count_max or total + size > REQUEST_ITEMS_BYTES_MAX):
+            yield part
+            part, total = [], 0
+        part.append(item)
+        total += size
+    if part:
+        yield part
+
+
+def _as_many(results: list[ReplyT], items: Sequence[object]) -> Iterable[ReplyT]:
+    if len(results) != len(items):
+        raise SettlementUnreachableError("settlement answered for another number of items")
+    return results
+
+
+def _receipt_bytes(item: ReceiptItem) -> int:
+    return len(item.batch) + len(item.cosignature or b"") + sum(map(len, item.receipts))
+
+
+def _receipt_item(item: ReceiptItem) -> dict[str, object]:
+    return {
+        "receipts": [_text(receipt) for receipt in item.receipts],
+        "batch": _text(item.batch),
+        "cosignature": _text(item.cosignature) if item.cosignature else None,
+    }
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise SettlementUnreachableError("settlement's answer holds a bad base64 text") from error
