@@ -27,6 +27,14 @@ class PeerUnreachableError(SparewattError):
     """Raised when no connection to a peer could be made in time."""
 
 
+class AddressInUseError(SparewattError):
+    """Raised when we cannot listen where we were told to; says what to do."""
+
+
+class DataDirectoryError(SparewattError):
+    """Raised when a data directory or a file in it cannot be used; says what to do."""
+
+
 class ErrorCode(enum.IntEnum):
     """What an error frame says; each keeps its HTTP meaning across the wire.
 
