@@ -1,0 +1,102 @@
+"""What a session remembers; changed by its sends and by the frames that come."""
+
+from p2p import limits
+from p2p.errors import LocalProtocolError
+from p2p.session.channels import GatewayChannel, HostChannel
+from p2p.session.framing import FrameReader, FrameWriter
+from p2p.session.liveness import Liveness
+from p2p.session.states import Role
+from p2p.types import NetworkId
+
+
+class SessionState:
+    """The variables of one session; only one of the two channel tables is ever filled.
+
+    Attributes:
+        last_channel: The highest channel opened so far; the next one is one higher.
+        open_gateway: A gateway's open requests.
+        open_host: A host's open requests.
+        pong_nonce: The ping that waits to be answered; only the newest of several.
+        failed: Whether the peer broke the protocol: nothing it sends counts any more.
+        closed: Whether the link is gone: nothing can be sent any more.
+    """
+
+    __slots__ = (
+        "closed",
+        "created_ns",
+        "failed",
+        "goaway_received",
+        "goaway_sent",
+        "hello_received",
+        "hello_sent",
+        "last_channel",
+        "liveness",
+        "network_id",
+        "open_gateway",
+        "open_host",
+        "ping_nonce",
+        "ping_queued_ns",
+        "pong_nonce",
+        "pong_seen",
+        "reader",
+        "role",
+        "round_trip_ns",
+        "urgent",
+        "writer",
+    )
+
+    def __init__(self, role: Role, network_id: NetworkId, now_ns: int) -> None:
+        self.role = role
+        self.created_ns = now_ns
+        self.network_id = network_id
+        self.reader = FrameReader()
+        self.writer = FrameWriter()
+        self.liveness = Liveness(now_ns)
+        self.hello_sent = self.hello_received = False
+        self.goaway_sent = self.goaway_received = False
+        self.last_channel = 0
+        self.open_gateway: dict[int, GatewayChannel] = {}
+        self.open_host: dict[int, HostChannel] = {}
+        self.ping_nonce = self.pong_seen = 0
+        self.ping_queued_ns = now_ns
+        self.round_trip_ns = 0
+        self.pong_nonce: int | None = None
+        self.urgent = self.failed = self.closed = False
+
+    @property
+    def greeted(self) -> bool:
+        """Whether both hellos have been exchanged."""
+        return self.hello_sent and self.hello_received
+
+    @property
+    def open_requests(self) -> int:
+        """How many channels are open."""
+        return len(self.open_gateway) + len(self.open_host)
+
+    def require(self, role: Role | None = None) -> None:
+        """Check that we may send a session frame now.
+
+        Raises:
+            LocalProtocolError: If we are not ``role``, or the hellos have not been exchanged.
+        """
+        if role is not None and self.role is not role:
+            raise LocalProtocolError(f"only a {role.name.lower()} may do this")
+        if not self.greeted:
+            raise LocalProtocolError("nothing can be sent before both hellos")
+
+    def refusal_to_open(self) -> str:
+        """Return why no request can be opened now, or an empty text."""
+        if self.closed or self.failed:
+            return "the session is over"
+        if not self.greeted:
+            return "the host has not said hello yet"
+        if self.goaway_sent or self.goaway_received:
+            return "the session is going away"
+        if len(self.open_gateway) >= limits.OPEN_REQUESTS_MAX:
+            return f"{limits.OPEN_REQUESTS_MAX} requests are open"
+        if self.last_channel >= _CHANNEL_MAX:
+            return "all channel numbers are used"
+        return ""
+
+
+_CHANNEL_MAX = 2**32 - 1
