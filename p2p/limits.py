@@ -38,6 +38,9 @@ INCREMENT_TOKENS_MAX = 1024
 STRANGER_SLOTS_COUNT = 2
 UNPAID_ABORT_NS = 10 * SECOND_NS
 STRANGER_UNPAID_ABORT_NS = 2 * SECOND_NS
+VOUCHER_IDLE_NS = 250_000_000  # a gateway signs for less than half an increment after this silence
+EVIDENCE_MAX = 16  # pairs of contradicting vouchers kept per customer
+UNBATCHED_RECEIPTS_MAX = 4096  # ended, but in no signed batch yet; older ones are forgotten
 TEMPLATE_TOKENS_MAX = 512  # a chat template's own tokens, beyond the bytes of the request
 RECEIPT_KEEP_NS = 90 * DAY_NS
 
@@ -93,4 +96,5 @@ assert DEAD_BUSY_NS < WRITE_STALL_NS < DEAD_IDLE_NS
 assert PING_IDLE_NS < DEAD_IDLE_NS
 assert DIAL_NS_MAX < CONNECT_NS_MAX < LOOKUP_NS_MAX
 assert HALF_OPEN_PER_IP_MAX <= HALF_OPEN_MAX
+assert VOUCHER_IDLE_NS * 4 <= STRANGER_UNPAID_ABORT_NS < UNPAID_ABORT_NS
 assert PING_BUSY_NS < SUSPECT_BUSY_NS < DEAD_BUSY_NS

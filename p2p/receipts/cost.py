@@ -85,3 +85,24 @@ def completion_tokens_max(delivered_bytes: int, choices: int) -> int:
         choices: How many answers were asked for; each has one end token without bytes.
     """
     return delivered_bytes + choices
+
+
+def increment_tokens_after(quote: Quote, settled_micros: int, *, base_tokens: int) -> int:
+    """Return how many output tokens one increment is worth to one who settled so much.
+
+    It doubles with each increment settled: the second needs one of ``base_tokens`` paid, the
+    third also one of twice that, and so on up to ``INCREMENT_TOKENS_MAX``. As it is a function of
+    what was paid and of the price at hand, trust earned on a cheap model does not buy trust on a
+    dear one, and both sides reach the same figure without telling each other.
+
+    Args:
+        quote: Its price counts.
+        settled_micros: What the vouchers since the last default (or the start) came to.
+        base_tokens: The first increment.
+    """
+    tokens = base_tokens
+    left_micros = settled_micros - increment_micros(quote, tokens)
+    while tokens < limits.INCREMENT_TOKENS_MAX and left_micros >= 0:
+        tokens = min(2 * tokens, limits.INCREMENT_TOKENS_MAX)
+        left_micros -= increment_micros(quote, tokens)
+    return tokens
