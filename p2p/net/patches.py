@@ -1,0 +1,154 @@
+"""What py-libp2p 0.8.1 must be cured of before a node starts; each cure has a regression test.
+
+Measured and explained in ``docs/libp2p.md``. ``pyproject.toml`` pins the exact version; ``apply``
+runs at import of ``p2p.net`` and ``check_applied`` at each node's start, so that an upgrade that
+moves one of these names fails at once and says which.
+
+1. The DHT's protocol id is a constant copied into five modules; ``protocol_prefix`` is ignored.
+2. ``connect`` waits 250 ms for a second address even after the first succeeded.
+3. Yamux answers every read with a window update: at most 1,250 requests/s. We send one when half
+   of the window was consumed.
+4. Yamux pings, but a missing answer changes nothing. Our subclass lets the node ping and abort.
+5. An exception in the muxer's task ends the whole node. Our subclass ends the connection only.
+6. ``swarm_connection`` logs through the root logger, which installs a handler on stderr.
+7. A DHT call gives up by cancelling stream I/O, which corrupts the connection for everybody. The
+   limit goes up beyond the time in which a dead connection is noticed and closed anyway.
+"""
+
+import logging
+import struct
+import types
+
+import libp2p.kad_dht.common
+import libp2p.kad_dht.kad_dht
+import libp2p.kad_dht.peer_routing
+import libp2p.kad_dht.provider_store
+import libp2p.kad_dht.value_store
+import libp2p.network.connection.swarm_connection
+import libp2p.network.swarm
+import libp2p.stream_muxer.muxer_multistream
+import trio
+from libp2p.custom_types import TProtocol
+from libp2p.io.exceptions import IOException
+from libp2p.network.connection.exceptions import RawConnError
+from libp2p.stream_muxer.exceptions import MuxedConnError
+from libp2p.stream_muxer.yamux import yamux
+
+from p2p.errors import LocalProtocolError
+
+LOG = logging.getLogger(__name__)
+
+KAD_PROTOCOL = TProtocol("/sparewatt/kad/1.0.0")
+WINDOW_UPDATE_BYTES = yamux.DEFAULT_WINDOW_SIZE // 2
+DHT_CALL_S_MAX = 90  # beyond ping interval + wait of every node, after which the stream is dead
+
+KAD_MODULES: tuple[types.ModuleType, ...] = (
+    libp2p.kad_dht.common,
+    libp2p.kad_dht.kad_dht,
+    libp2p.kad_dht.peer_routing,
+    libp2p.kad_dht.provider_store,
+    libp2p.kad_dht.value_store,
+)
+IO_ERRORS = (IOException, RawConnError, MuxedConnError, OSError, trio.BrokenResourceError)
+"""What a write to a connection raises once the connection is gone."""
+
+
+async def _send_window_update_when_due(self: yamux.YamuxStream, *, bytes_read: int = 0) -> None:
+    self._pending_recv_release += bytes_read
+    if self._pending_recv_release < WINDOW_UPDATE_BYTES or self.recv_closed:
+        return
+    count_bytes = self._pending_recv_release
+    self._pending_recv_release = 0
+    self.recv_window += count_bytes
+    await self.send_window_update(count_bytes, skip_lock=True)
+
+
+class NodeYamux(yamux.Yamux):
+    """Yamux whose pings are answered or else, and whose failures stay its own."""
+
+    async def start(self) -> None:
+        """Run until the connection ends."""
+        try:
+            await super().start()
+        except Exception:
+            LOG.debug("the muxer of %s failed", self.peer_id, exc_info=True)
+            await self.abort()
+
+    async def ping(self, *, wait_s: float) -> bool:
+        """Return whether the peer answered a ping within ``wait_s`` seconds.
+
+        Cancellation: only between frames; the frame itself is written by the muxer's nursery.
+        """
+        nursery = self._nursery
+        if nursery is None or self.event_shutting_down.is_set():
+            return False
+        self._ping_id += 1
+        self._ping_event = answered = trio.Event()
+        self._ping_sent_time = trio.current_time()
+        nursery.start_soon(self._write_ping, self._ping_id & 0xFFFFFFFF)
+        with trio.move_on_after(wait_s):
+            await answered.wait()
+        return answered.is_set()
+
+    async def abort(self) -> None:
+        """End the connection without writing to it, as a frozen peer would block any write."""
+        self.event_shutting_down.set()
+        try:
+            await self.secured_conn.close()
+        except IO_ERRORS:
+            LOG.debug("closing the connection to %s failed", self.peer_id, exc_info=True)
+        await self._cleanup_on_error()
+
+    async def _measure_rtt_loop(self) -> None:
+        await self.event_shutting_down.wait()
+
+    async def _write_ping(self, ping_id: int) -> None:
+        frame = struct.pack(
+            yamux.YAMUX_HEADER_FORMAT, 0, yamux.TYPE_PING, yamux.FLAG_SYN, 0, ping_id
+        )
+        try:
+            await self._write_frame(frame)
+        except IO_ERRORS:
+            LOG.debug("could not ping %s", self.peer_id, exc_info=True)
+
+
+CURES: tuple[tuple[object, str, object], ...] = (
+    *((module, "PROTOCOL_ID", KAD_PROTOCOL) for module in KAD_MODULES),
+    *((module, "QUERY_TIMEOUT", DHT_CALL_S_MAX) for module in KAD_MODULES[:-1]),
+    (libp2p.network.swarm, "_HAPPY_EYEBALLS_DELAY", 0.0),
+    (yamux.YamuxStream, "_auto_tune_and_send_window_update", _send_window_update_when_due),
+    (libp2p.stream_muxer.muxer_multistream, "Yamux", NodeYamux),
+    (
+        libp2p.network.connection.swarm_connection,
+        "logging",
+        logging.getLogger("libp2p.network.connection.swarm_connection"),
+    ),
+)
+"""Owner, name and new value; every name exists in 0.8.1."""
+
+
+def apply() -> None:
+    """Apply all cures; harmless when repeated.
+
+    Raises:
+        LocalProtocolError: If a name is gone, so that the cure would be none.
+    """
+    for owner, name, value in CURES:
+        if not hasattr(owner, name):
+            raise LocalProtocolError(f"libp2p has no {owner!r}.{name}: not the pinned version")
+        setattr(owner, name, value)
+    logging.getLogger("libp2p").setLevel(logging.CRITICAL)
+
+
+def check_applied() -> None:
+    """Check that every cure is in place.
+
+    Raises:
+        LocalProtocolError: If one is not, so that a node would fall into a known trap.
+    """
+    missing = [name for owner, name, value in CURES if getattr(owner, name) is not value]
+    if missing:
+        raise LocalProtocolError(f"libp2p is not cured of: {', '.join(missing)}")
+
+
+apply()
