@@ -10,16 +10,12 @@ import stat
 import tempfile
 from pathlib import Path
 
-from p2p.errors import SparewattError
+from p2p.errors import DataDirectoryError
 
 SOCKET_PATH_BYTES_MAX = 100  # a Unix socket's path has at most 107 bytes on Linux, 103 on macOS
 READY_FILE_NAME = "ready.json"
 CONTROL_SOCKET_NAME = "control.sock"
 PRIVATE_DIRECTORY_MODE = stat.S_IRWXU
-
-
-class PathError(SparewattError):
-    """Raised when a file or directory can't be used; says why and what to do."""
 
 
 def socket_path(data_dir: Path, name: str = CONTROL_SOCKET_NAME) -> Path:
@@ -34,7 +30,7 @@ def socket_path(data_dir: Path, name: str = CONTROL_SOCKET_NAME) -> Path:
         name: The socket's file name.
 
     Raises:
-        PathError: If the private directory belongs to somebody else or others may enter it.
+        DataDirectoryError: If the private directory belongs to somebody else or others may enter it.
     """
     direct = data_dir.resolve() / name
     if len(os.fsencode(direct)) <= SOCKET_PATH_BYTES_MAX:
@@ -47,12 +43,12 @@ def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner may read, all of it or nothing.
 
     Raises:
-        PathError: If the directory can't be written to.
+        DataDirectoryError: If the directory can't be written to.
     """
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
-        raise PathError(f"can't write {path}: {error.strerror}") from error
+        raise DataDirectoryError(f"can't write {path}: {error.strerror}") from error
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -62,7 +58,7 @@ def write_private(path: Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             Path(temporary).unlink()
-        raise PathError(f"can't write {path}: {error.strerror}") from error
+        raise DataDirectoryError(f"can't write {path}: {error.strerror}") from error
 
 
 def make_private_directory(path: Path) -> None:
@@ -71,14 +67,14 @@ def make_private_directory(path: Path) -> None:
     A directory that exists stays as it is.
 
     Raises:
-        PathError: If it can't be made or written to, or is no directory.
+        DataDirectoryError: If it can't be made or written to, or is no directory.
     """
     try:
         path.mkdir(parents=True, exist_ok=True, mode=PRIVATE_DIRECTORY_MODE)
     except OSError as error:
-        raise PathError(f"can't make the directory {path}: {error.strerror}") from error
+        raise DataDirectoryError(f"can't make the directory {path}: {error.strerror}") from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise PathError(f"the directory {path} is not writable by this user")
+        raise DataDirectoryError(f"the directory {path} is not writable by this user")
 
 
 def _runtime_directory() -> Path:
@@ -90,5 +86,7 @@ def _runtime_directory() -> Path:
     make_private_directory(path)
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise PathError(f"{path} must be a directory of this user with mode 0700; remove it")
+        raise DataDirectoryError(
+            f"{path} must be a directory of this user with mode 0700; remove it"
+        )
     return path
