@@ -6,7 +6,7 @@ from p2p import limits
 from p2p.errors import RemoteProtocolError
 from p2p.proto import money_pb2
 from p2p.receipts.messages import Receipt, ReceiptBatch
-from p2p.types import Digest, sha256
+from p2p.types import GENESIS_HEAD, AllowanceId, Digest, NetworkId, PeerId, sha256
 from p2p.wire import decode_value, encode_value
 
 
@@ -62,3 +62,78 @@ def check_batch(batch: ReceiptBatch, receipts: Sequence[bytes]) -> tuple[Receipt
             raise RemoteProtocolError("a receipt is of another allowance or host than its batch")
         head = next_head(head, digest)
     return decoded
+
+
+class ReceiptChain:
+    """The host's end of a chain: receipts that ended, and the batches that name them.
+
+    Append each receipt when its request ends, and take a batch at the latest
+    ``RECEIPT_BATCH_WAIT_NS`` after the first one that waits.
+    """
+
+    __slots__ = (
+        "_allowance_id",
+        "_head",
+        "_host",
+        "_network",
+        "_previous_head",
+        "_waiting",
+        "sequence",
+    )
+
+    def __init__(
+        self,
+        allowance_id: AllowanceId,
+        host_peer_id: PeerId,
+        network_id: NetworkId,
+        *,
+        head: Digest = GENESIS_HEAD,
+        sequence: int = 0,
+    ) -> None:
+        self._allowance_id = allowance_id
+        self._host = host_peer_id
+        self._network = network_id
+        self._head = self._previous_head = head
+        self._waiting: list[Digest] = []
+        self.sequence = sequence
+
+    @property
+    def head(self) -> Digest:
+        """The head; the ``previous_hash`` of the next receipt."""
+        return self._head
+
+    @property
+    def waiting_count(self) -> int:
+        """How many receipts are in no batch yet."""
+        return len(self._waiting)
+
+    def append(self, receipt: bytes) -> Digest:
+        """Add a receipt's encoding to the chain; returns the new head."""
+        digest = sha256(receipt)
+        self._waiting.append(digest)
+        self._head = next_head(self._head, digest)
+        return self._head
+
+    def take_batch(self, *, signed_at_ns: int) -> ReceiptBatch | None:
+        """Return the batch of what waits, to be signed and sent; None if nothing does.
+
+        It holds at most ``RECEIPT_BATCH_RECEIPTS_MAX``: call again until None.
+        """
+        if not self._waiting:
+            return None
+        digests = tuple(self._waiting[: limits.RECEIPT_BATCH_RECEIPTS_MAX])
+        del self._waiting[: len(digests)]
+        head = head_after(self._previous_head, digests)
+        self.sequence += 1
+        batch = ReceiptBatch(
+            network_id=self._network,
+            host_peer_id=self._host,
+            allowance_id=self._allowance_id,
+            sequence=self.sequence,
+            previous_head=self._previous_head,
+            receipt_digests=digests,
+            head=head,
+            signed_at_ns=signed_at_ns,
+        )
+        self._previous_head = head
+        return batch

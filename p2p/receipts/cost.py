@@ -40,12 +40,8 @@ def cost_micros(quote: Quote, usage: Usage, *, delivered: bool) -> int:
         raise ValueError(f"impossible counts: {usage}")
     if not delivered:
         return 0
-    product = (
-        (usage.prompt_tokens - usage.cached_tokens) * quote.price_in_micros_per_mtok
-        + usage.cached_tokens * quote.price_cached_micros_per_mtok
-        + usage.completion_tokens * quote.price_out_micros_per_mtok
-    )
-    return max(quote.minimum_micros, ceil_div(product, TOKENS_PER_MTOK))
+    prompt_product = prompt_product_of(quote, usage.prompt_tokens, usage.cached_tokens)
+    return running_cost_micros(quote, prompt_product, usage.completion_tokens)
 
 
 def ceil_div(dividend: int, divisor: int) -> int:
@@ -106,3 +102,33 @@ def increment_tokens_after(quote: Quote, settled_micros: int, *, base_tokens: in
         tokens = min(2 * tokens, limits.INCREMENT_TOKENS_MAX)
         left_micros -= increment_micros(quote, tokens)
     return tokens
+
+
+def running_cost_micros(quote: Quote, prompt_product: int, completion_tokens: int) -> int:
+    """Return ``cost_micros`` of a request that runs, given its prompt's part of the product.
+
+    Once per chunk, so without the checks; ``prompt_product`` is from ``prompt_product_of``.
+    """
+    product = prompt_product + completion_tokens * quote.price_out_micros_per_mtok
+    return max(quote.minimum_micros, -(-product // TOKENS_PER_MTOK))
+
+
+def prompt_product_of(quote: Quote, prompt_tokens: int, cached_tokens: int = 0) -> int:
+    """Return a prompt's tokens times their prices, in millionths of a micro-dollar."""
+    return (
+        prompt_tokens - cached_tokens
+    ) * quote.price_in_micros_per_mtok + cached_tokens * quote.price_cached_micros_per_mtok
+
+
+def completion_tokens_within(quote: Quote, usage: Usage, cost_max_micros: int) -> int:
+    """Return the most completion tokens, up to ``usage``'s, with which it costs at most so much.
+
+    0 if even the prompt (or the minimum) costs more.
+    """
+    prompt_product = prompt_product_of(quote, usage.prompt_tokens, usage.cached_tokens)
+    if running_cost_micros(quote, prompt_product, 0) > cost_max_micros:
+        return 0
+    if not quote.price_out_micros_per_mtok:
+        return usage.completion_tokens
+    room = cost_max_micros * TOKENS_PER_MTOK - prompt_product
+    return min(usage.completion_tokens, room // quote.price_out_micros_per_mtok)

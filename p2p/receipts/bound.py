@@ -1,0 +1,102 @@
+"""How much may stand unpaid: the increments of what is open, at the trust that was earned.
+
+Host and gateway each keep one ``Increments``. What the gateway has settled on this link is never
+more than what the host has been paid since the last default, so the gateway's increments are never
+larger than the host's, and it signs early enough.
+"""
+
+from p2p import limits
+from p2p.receipts.cost import increment_micros, increment_tokens_after
+from p2p.receipts.messages import Quote
+
+_Price = tuple[int, int]
+
+
+class Increments:
+    """The multiset of prices in use and what was settled; O(prices in use) per change."""
+
+    __slots__ = ("_base_tokens", "_last", "_prices", "_settled_micros", "_slots", "bound_micros")
+
+    def __init__(self, *, slots: int, base_tokens: int = limits.INCREMENT_TOKENS_MIN) -> None:
+        self._slots = slots
+        self._base_tokens = base_tokens
+        self._prices: dict[_Price, tuple[Quote, int]] = {}
+        self._settled_micros = 0
+        self._last: Quote | None = None
+        self.bound_micros = 1
+
+    @property
+    def slots(self) -> int:
+        """How many requests at a time the bound covers."""
+        return self._slots
+
+    @property
+    def is_first(self) -> bool:
+        """Whether not even the first increment is settled, at the last price used."""
+        return self._last is None or self._settled_micros < self.first(self._last)
+
+    def first(self, quote: Quote) -> int:
+        """Return the first increment at a price, in micro-dollars."""
+        return increment_micros(quote, self._base_tokens)
+
+    def of(self, quote: Quote) -> int:
+        """Return the increment at a price now, in micro-dollars."""
+        tokens = increment_tokens_after(quote, self._settled_micros, base_tokens=self._base_tokens)
+        return increment_micros(quote, tokens)
+
+    def smallest(self) -> int:
+        """Return the smallest increment of what is open; of the last price if nothing is."""
+        if self._prices:
+            return min(self.of(quote) for quote, _ in self._prices.values())
+        return self.of(self._last) if self._last else 1
+
+    def opened(self, quote: Quote) -> None:
+        """Count a request at these prices."""
+        price = _price(quote)
+        _, count = self._prices.get(price, (quote, 0))
+        self._prices[price] = (quote, count + 1)
+        self._last = quote
+        self._measure()
+
+    def closed(self, quote: Quote) -> None:
+        """Count a request at these prices no more."""
+        price = _price(quote)
+        held, count = self._prices.pop(price)
+        if count > 1:
+            self._prices[price] = (held, count - 1)
+        self._measure()
+
+    def settled(self, rise_micros: int) -> None:
+        """Count what a voucher paid."""
+        self._settled_micros += rise_micros
+        self._measure()
+
+    def start_again(self) -> None:
+        """Forget what was settled."""
+        self._settled_micros = 0
+        self._measure()
+
+    def grant_slots(self, slots: int) -> None:
+        """Change how many requests at a time the bound covers."""
+        self._slots = slots
+        self._measure()
+
+    def _measure(self) -> None:
+        """Sum the largest increments of the open requests, one for each up to the slots."""
+        if not self._prices:
+            self.bound_micros = self.of(self._last) if self._last else 1
+            return
+        increments = sorted(
+            ((self.of(quote), count) for quote, count in self._prices.values()), reverse=True
+        )
+        left = max(1, self._slots)
+        bound = 0
+        for increment, count in increments:
+            taken = min(count, left)
+            bound += increment * taken
+            left -= taken
+        self.bound_micros = bound
+
+
+def _price(quote: Quote) -> _Price:
+    return quote.price_out_micros_per_mtok, quote.minimum_micros
