@@ -30,7 +30,7 @@ def socket_path(data_dir: Path, name: str = CONTROL_SOCKET_NAME) -> Path:
         name: The socket's file name.
 
     Raises:
-        DataDirectoryError: If the private directory belongs to somebody else or others may enter it.
+        DataDirectoryError: If the private directory is somebody else's or open to others.
     """
     direct = data_dir.resolve() / name
     if len(os.fsencode(direct)) <= SOCKET_PATH_BYTES_MAX:
