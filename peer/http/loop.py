@@ -1,0 +1,238 @@
+"""Many sockets in one trio task.
+
+A task and a channel per stream collapses at 500 streams (measured), so bytes are moved by
+callbacks: one task waits until this loop's own epoll is readable, and a *turn* then runs every
+callback whose socket is ready. Writes gather during a turn and leave at its end, as one ``send``
+per socket.
+
+Whoever writes from another task wraps its batch in ``with loop.turn():`` and gets the same.
+"""
+
+import contextlib
+import heapq
+import itertools
+import logging
+import math
+import select
+import socket
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import trio
+
+from peer.http.limits import EVENTS_PER_POLL_MAX, TURN_END_ROUNDS_MAX
+
+_LOG = logging.getLogger(__name__)
+
+READABLE = select.EPOLLIN
+WRITABLE = select.EPOLLOUT
+PEER_CLOSED = select.EPOLLRDHUP
+
+EventCallback = Callable[[int], None]
+"""Gets the epoll mask; must check by ``recv`` or ``send``, since a mask may be stale."""
+Action = Callable[[], None]
+
+_TIMERS_COMPACTED_MIN = 64  # below this many dead timers the heap is left alone
+
+
+class TaskStatus(Protocol):
+    """What ``nursery.start`` hands to a task; the stubs of trio disagree on its name."""
+
+    def started(self) -> None:
+        """Tell the starter that it can go on."""
+
+
+class Timer:
+    """A callback that is due at a time, until it is cancelled."""
+
+    __slots__ = ("_order", "_owner", "action", "deadline")
+
+    def __init__(self, owner: "Loop", deadline: float, order: int, action: Action) -> None:
+        self._owner = owner
+        self._order = order
+        self.deadline = deadline
+        self.action: Action | None = action
+
+    def __lt__(self, other: "Timer") -> bool:
+        return (self.deadline, self._order) < (other.deadline, other._order)
+
+    def cancel(self) -> None:
+        """Let it never run; harmless when it has run."""
+        if self.action is not None:
+            self.action = None
+            self._owner._timer_cancelled()  # noqa: SLF001 - one mechanism in two classes
+
+
+class Loop:
+    """An epoll of our own inside one trio task; see the module's page.
+
+    All methods belong to the trio thread. A callback that raises is a bug: it is logged, its
+    ``crashed`` action runs (which closes the connection), and the loop goes on.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._watches: dict[int, tuple[EventCallback, Action]] = {}
+        self._timers: list[Timer] = []
+        self._timers_dead = 0
+        self._orders = itertools.count()
+        self._turn_end: list[tuple[Action, Action]] = []
+        self._closing: list[socket.socket] = []
+        self._depth = 0
+        self._wait_scope: trio.CancelScope | None = None
+
+    # -- sockets --------------------------------------------------------------------------------
+    def add(
+        self, sock: socket.socket, callback: EventCallback, mask: int, *, crashed: Action
+    ) -> None:
+        """Call ``callback(mask)`` whenever the socket is ready, level-triggered.
+
+        Args:
+            sock: A non-blocking socket.
+            callback: Runs inside a turn.
+            mask: Of ``READABLE``, ``WRITABLE``, ``PEER_CLOSED``.
+            crashed: Runs after the callback raised; should close the socket.
+        """
+        self._epoll.register(sock.fileno(), mask)
+        self._watches[sock.fileno()] = (callback, crashed)
+
+    def modify(self, sock: socket.socket, mask: int) -> None:
+        """Wait for other events of a watched socket."""
+        self._epoll.modify(sock.fileno(), mask)
+
+    def remove(self, sock: socket.socket) -> None:
+        """Stop watching; harmless when it was not watched."""
+        if self._watches.pop(sock.fileno(), None) is not None:
+            self._epoll.unregister(sock.fileno())
+
+    def close(self, sock: socket.socket) -> None:
+        """Stop watching and close the socket.
+
+        Inside a turn the descriptor is freed at the turn's end only, so that an event of this turn
+        can't reach a new socket that got the same number.
+        """
+        self.remove(sock)
+        if self._depth:
+            self._closing.append(sock)
+        else:
+            sock.close()
+
+    # -- time -----------------------------------------------------------------------------------
+    def now(self) -> float:
+        """Return trio's monotonic time in seconds."""
+        return trio.current_time()
+
+    def call_later(self, seconds: float, action: Action) -> Timer:
+        """Run ``action`` once, ``seconds`` from now, inside a turn."""
+        timer = Timer(self, trio.current_time() + seconds, next(self._orders), action)
+        heapq.heappush(self._timers, timer)
+        scope = self._wait_scope
+        if scope is not None and scope.deadline > timer.deadline:
+            scope.deadline = timer.deadline
+        return timer
+
+    def _timer_cancelled(self) -> None:
+        self._timers_dead += 1
+        if self._timers_dead >= max(_TIMERS_COMPACTED_MIN, len(self._timers) // 2):
+            self._timers = [timer for timer in self._timers if timer.action is not None]
+            heapq.heapify(self._timers)
+            self._timers_dead = 0
+
+    # -- turns ----------------------------------------------------------------------------------
+    def at_turn_end(self, action: Action, *, crashed: Action) -> None:
+        """Run ``action`` when the current turn ends; outside a turn, wake the loop for it."""
+        self._turn_end.append((action, crashed))
+        if not self._depth and self._wait_scope is not None:
+            self._wait_scope.cancel()
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Make the enclosed synchronous code one turn: what it writes leaves at the end, at once.
+
+        Never await inside.
+        """
+        self._depth += 1
+        try:
+            yield
+        finally:
+            if self._depth == 1:
+                self._end_turn()
+            self._depth -= 1
+
+    def _end_turn(self) -> None:
+        for _ in range(TURN_END_ROUNDS_MAX):
+            if not self._turn_end:
+                break
+            actions, self._turn_end = self._turn_end, []
+            for action, crashed in actions:
+                self._guard(action, crashed)
+        for sock in self._closing:
+            sock.close()
+        self._closing.clear()
+        if self._turn_end and self._wait_scope is not None:
+            self._wait_scope.cancel()
+
+    def _guard(self, action: Action, crashed: Action) -> None:
+        try:
+            action()
+        except Exception:  # noqa: BLE001 - the boundary between the loop and everyone's callbacks
+            _LOG.exception("a callback failed; its connection is closed")
+            self._after_crash(crashed)
+
+    def _after_crash(self, crashed: Action) -> None:
+        try:
+            crashed()
+        except Exception:  # noqa: BLE001 - the loop serves others; both failures are in the log
+            _LOG.exception("closing after a failed callback failed too")
+
+    async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; then the epoll is closed and the loop is spent.
+
+        Cancellation: at any wait; sockets stay open, their owners close them.
+        """
+        task_status.started()
+        try:
+            while True:
+                await self._wait()
+                self._run_turn()
+        finally:
+            self._epoll.close()
+
+    async def _wait(self) -> None:
+        with trio.CancelScope(deadline=self._next_deadline()) as self._wait_scope:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+        self._wait_scope = None
+
+    def _next_deadline(self) -> float:
+        if self._turn_end:
+            return -math.inf
+        return self._timers[0].deadline if self._timers else math.inf
+
+    def _run_turn(self) -> None:
+        with self.turn():
+            for descriptor, mask in self._epoll.poll(0, EVENTS_PER_POLL_MAX):
+                watch = self._watches.get(descriptor)
+                if watch is not None:
+                    self._dispatch(watch[0], mask, watch[1])
+            self._run_due_timers()
+
+    def _dispatch(self, callback: EventCallback, mask: int, crashed: Action) -> None:
+        try:
+            callback(mask)
+        except Exception:  # noqa: BLE001 - the boundary between the loop and everyone's callbacks
+            _LOG.exception("a callback failed; its connection is closed")
+            self._after_crash(crashed)
+
+    def _run_due_timers(self) -> None:
+        now = trio.current_time()
+        while self._timers and self._timers[0].deadline <= now:
+            timer = heapq.heappop(self._timers)
+            if timer.action is None:
+                self._timers_dead -= 1
+                continue
+            action, timer.action = timer.action, None
+            self._guard(action, _nothing)
+
+
+def _nothing() -> None:
+    """Stand in for ``crashed`` where no connection belongs to a timer."""

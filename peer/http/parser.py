@@ -1,0 +1,251 @@
+"""Bytes of a connection to requests, strictly. Sans I/O: it is fed, and asked what it found.
+
+llhttp (through httptools) does the grammar in its strict mode: one CRLF, no folded lines, no
+Content-Length beside Transfer-Encoding, no repeated or malformed length, exact chunk sizes. This
+module adds what RFC 9112 leaves to the server: bounds, the codings and versions that we take, the
+fields that must not repeat. Anything doubtful is refused rather than guessed, because a proxy in
+front of us could guess otherwise (request smuggling).
+"""
+
+from urllib.parse import urlsplit
+
+import httptools
+
+from peer.http.limits import HttpLimits
+from peer.http.messages import HttpRequest, Refusal
+
+Parsed = HttpRequest | Refusal
+
+_SINGLE_FIELDS = frozenset(
+    (
+        "authorization",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "expect",
+        "host",
+        "origin",
+        "sec-fetch-site",
+        "transfer-encoding",
+        "x-request-id",
+    )
+)
+_VERSIONS = frozenset(("1.0", "1.1"))
+_FIELD_OVERHEAD_BYTES = 4  # colon, space, CRLF
+_CODING_BYTES_RATIO_MAX = 8  # chunk framing and extensions, as a multiple of the largest body
+
+
+class RequestParser:
+    """Turns one connection's bytes into requests, in order, until the first refusal."""
+
+    def __init__(self, limits: HttpLimits) -> None:
+        self._limits = limits
+        self._found: list[Parsed] = []
+        self._ended = False
+        self._start()
+
+    def _start(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._continue_wanted = False
+        self.on_message_begin()
+        self._fed_bytes = 0
+        self._is_between = True  # the first byte of a message says otherwise
+
+    @property
+    def is_between(self) -> bool:
+        """Whether no byte of a next request has come."""
+        return self._is_between
+
+    @property
+    def in_body(self) -> bool:
+        """Whether a request's fields are complete and its body is not."""
+        return self._in_body
+
+    def take_continue(self) -> bool:
+        """Return whether the client waits for ``100 Continue``; true once per request."""
+        wanted, self._continue_wanted = self._continue_wanted, False
+        return wanted and self._in_body
+
+    def feed(self, data: bytes) -> list[Parsed]:
+        """Return what these bytes complete; after a refusal, nothing more ever comes."""
+        while data and not self._ended:
+            self._fed_bytes += len(data)
+            data = self._feed_parser(data)
+            self._check_bounds()
+        found, self._found = self._found, []
+        return found
+
+    def _feed_parser(self, data: bytes) -> bytes:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            return self._after_upgrade(data, upgrade)
+        except httptools.HttpParserError as error:
+            self._refuse(400, f"malformed HTTP request: {error}")
+        return b""
+
+    def _after_upgrade(self, data: bytes, upgrade: httptools.HttpParserUpgrade) -> bytes:
+        """Go on as if no upgrade had been offered: we may, and clients must cope."""
+        if self._ended:
+            return b""
+        offset: int = upgrade.args[0]
+        self._start()
+        return data[offset:]
+
+    def _refuse(self, status: int, message: str) -> None:
+        if not self._ended:
+            self._ended = True
+            self._found.append(Refusal(status, message))
+
+    def _check_bounds(self) -> None:
+        limits = self._limits
+        if self._ended:
+            return
+        if not self._in_body:
+            if len(self._target) > limits.target_bytes_max:
+                self._refuse(414, f"the request target is longer than {limits.target_bytes_max}")
+            elif self._fed_bytes > limits.header_bytes_max:
+                self._refuse(431, f"the request's fields exceed {limits.header_bytes_max} bytes")
+        elif self._fed_bytes > limits.body_bytes_max * _CODING_BYTES_RATIO_MAX:
+            self._refuse(413, "the body's chunk framing is out of proportion")
+
+    # -- called by httptools ---------------------------------------------------------------------
+    def on_message_begin(self) -> None:
+        """Forget the message before."""
+        self._is_between = False
+        self._target = b""
+        self._headers: dict[str, str] = {}
+        self._header_bytes = 0
+        self._header_count = 0
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._in_body = False
+        self._continue_wanted = False
+
+    def on_url(self, part: bytes) -> None:
+        """Gather the target, which may come in parts."""
+        if len(self._target) <= self._limits.target_bytes_max:
+            self._target += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take one field, or a trailer, which is checked and dropped."""
+        self._header_bytes += len(name) + len(value) + _FIELD_OVERHEAD_BYTES
+        self._header_count += 1
+        if self._header_bytes > self._limits.header_bytes_max:
+            return self._refuse(
+                431, f"the request's fields exceed {self._limits.header_bytes_max} bytes"
+            )
+        if self._header_count > self._limits.header_count_max:
+            return self._refuse(431, f"more than {self._limits.header_count_max} fields")
+        if not self._in_body:
+            self._take_field(name.decode("latin-1").lower(), value.decode("latin-1").strip(" \t"))
+        return None
+
+    def _take_field(self, name: str, value: str) -> None:
+        known = self._headers.get(name)
+        if known is None:
+            self._headers[name] = value
+        elif name in _SINGLE_FIELDS:
+            self._refuse(400, f"the field {name} may stand once only")
+        else:
+            self._headers[name] = f"{known}, {value}"
+
+    def on_headers_complete(self) -> None:
+        """Check what the fields say before any of the body is kept."""
+        self._in_body = True
+        refusal = self._judge_head()
+        if refusal is not None:
+            self._refuse(refusal.status, refusal.message)
+
+    def _judge_head(self) -> Refusal | None:
+        version = self._parser.get_http_version()
+        if version not in _VERSIONS:
+            return Refusal(505, "this server speaks HTTP/1.1")
+        if len(self._target) > self._limits.target_bytes_max:
+            return Refusal(
+                414, f"the request target is longer than {self._limits.target_bytes_max}"
+            )
+        if self._parser.get_method() == b"CONNECT":
+            return Refusal(501, "this server is no proxy: CONNECT is not supported")
+        if version == "1.1" and "host" not in self._headers:
+            return Refusal(400, "the field host is missing")
+        return self._judge_framing(version)
+
+    def _judge_framing(self, version: str) -> Refusal | None:
+        coding = self._headers.get("transfer-encoding")
+        if coding is not None and version == "1.0":
+            return Refusal(400, "HTTP/1.0 knows no transfer-encoding")
+        if coding is not None and coding.lower() != "chunked":
+            return Refusal(501, f"the transfer coding {coding!r} is not supported, chunked is")
+        length = self._headers.get("content-length", "0")
+        if int(length) > self._limits.body_bytes_max:
+            return self._too_large()
+        expected = self._headers.get("expect")
+        if expected is not None and version == "1.1":
+            if expected.lower() != "100-continue":
+                return Refusal(417, f"cannot meet the expectation {expected!r}")
+            self._continue_wanted = True
+        return None
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, f"the body exceeds {self._limits.body_bytes_max} bytes")
+
+    def on_body(self, part: bytes) -> None:
+        """Keep a part of the body, within the bound."""
+        if self._ended:
+            return
+        self._body_bytes += len(part)
+        if self._body_bytes > self._limits.body_bytes_max:
+            self._body.clear()
+            refusal = self._too_large()
+            self._refuse(refusal.status, refusal.message)
+        else:
+            self._body.append(part)
+
+    def on_message_complete(self) -> None:
+        """Set the request down. Keep-alive is asked here: llhttp forgets it right after."""
+        if self._ended:
+            return
+        request = self._build()
+        if request is None:
+            return self._refuse(400, "the request target is malformed")
+        self._found.append(request)
+        self._ended = not request.keep_alive
+        self._is_between = True
+        self._fed_bytes = 0
+        self._in_body = False
+        return None
+
+    def _build(self) -> HttpRequest | None:
+        split = _split_target(self._target.decode("ascii"))
+        if split is None:
+            return None
+        authority, path, query = split
+        if authority:
+            self._headers["host"] = authority
+        body = self._body
+        return HttpRequest(
+            method=self._parser.get_method().decode("ascii"),
+            path=path,
+            query=query,
+            headers=self._headers,
+            body=body[0] if len(body) == 1 else b"".join(body),
+            keep_alive=self._parser.should_keep_alive(),
+            chunks_allowed=self._parser.get_http_version() == "1.1",
+        )
+
+
+def _split_target(target: str) -> tuple[str, str, str] | None:
+    """Return authority (of an absolute target), path and query, or None when it is none of ours."""
+    if target.startswith("/"):
+        path, _, query = target.partition("?")
+        return "", path, query
+    if target == "*":
+        return "", "*", ""
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        return None
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        return None
+    return parts.netloc, parts.path or "/", parts.query
