@@ -78,7 +78,7 @@ class Recorder:
         self.takes_count = 0
         self.refuses = False
         self._outbox = bytearray()
-        self._changed = changed or trio.lowlevel.ParkingLot()
+        self._changed = trio.lowlevel.ParkingLot() if changed is None else changed
 
     def send(self, data: bytes, *, urgent: bool = False) -> None:
         self._outbox += data
