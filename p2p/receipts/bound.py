@@ -51,7 +51,9 @@ class Increments:
         return self.of(self._last) if self._last else 1
 
     def opened(self, quote: Quote) -> None:
-        """Count a request at these prices."""
+        """Count a request at these prices; a free one needs no room."""
+        if quote.is_free:
+            return
         price = _price(quote)
         _, count = self._prices.get(price, (quote, 0))
         self._prices[price] = (quote, count + 1)
@@ -60,6 +62,8 @@ class Increments:
 
     def closed(self, quote: Quote) -> None:
         """Count a request at these prices no more."""
+        if quote.is_free:
+            return
         price = _price(quote)
         held, count = self._prices.pop(price)
         if count > 1:
