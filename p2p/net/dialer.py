@@ -92,6 +92,14 @@ class Dialer:
             if isinstance(connection, SwarmConn)
         )
 
+    async def wait_gone(self, peer_id: PeerId) -> None:
+        """Wait until no connection to a peer is left."""
+        while self.is_connected(peer_id):
+            for connection in self._swarm.get_connections(ID.from_string(peer_id)):
+                if isinstance(connection.muxed_conn, NodeYamux):
+                    await connection.muxed_conn.event_shutting_down.wait()
+            await trio.lowlevel.checkpoint()
+
     async def _dial(self, target: PeerAddress) -> None:
         """Dial the addresses in order, each with a head start; the first that answers wins."""
         if target.peer_id == str(self._host.get_id()):
@@ -126,7 +134,14 @@ class Dialer:
                     await self._circuit_dial(address, peer_id)
                 else:
                     await self._swarm.dial_addr(Multiaddr(address), ID.from_string(peer_id))
-        except (BaseLibp2pError, MultiaddrError, OSError, ValueError, trio.TooSlowError) as error:
+        except (
+            BaseLibp2pError,
+            MultiaddrError,
+            OSError,
+            PeerUnreachableError,
+            ValueError,
+            trio.TooSlowError,
+        ) as error:
             cause = error.__cause__ or error
             errors.append(f"{address}: {cause or type(cause).__name__}")
             failed.set()

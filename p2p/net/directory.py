@@ -27,7 +27,7 @@ from p2p.net.config import NodeConfig
 from p2p.net.dialer import Dialer, parse_peer
 from p2p.net.lookup import LOOKUP_CALLS_MAX, Lookup
 from p2p.net.patches import KAD_PROTOCOL
-from p2p.net.streams import end_stream
+from p2p.net.streams import reset_when_late
 from p2p.net.validator import RecordValidator
 from p2p.overlay import PeerAddress
 from p2p.records import check_record, newer_record, record_key
@@ -306,13 +306,5 @@ class DhtDirectory:
 
     async def _serve(self, stream: INetStream) -> None:
         """Serve a DHT stream, but not for ever: 12 idle ones would stop the server."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_reset_when_late, stream)
+        with reset_when_late(self._tasks, stream, _SERVE_S_MAX):
             await self._dht.handle_stream(stream)
-            nursery.cancel_scope.cancel()
-
-
-async def _reset_when_late(stream: INetStream) -> None:
-    await trio.sleep(_SERVE_S_MAX)
-    with trio.CancelScope(shield=True):
-        await end_stream(stream, graceful=False)

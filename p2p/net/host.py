@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import psutil
-import trio
-from libp2p import new_host
+from libp2p import new_swarm
 from libp2p.abc import INetStream
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
@@ -34,35 +33,78 @@ LOG = logging.getLogger(__name__)
 _NEGOTIATE_S = 8
 
 
-def make_host(config: NodeConfig, circuit_addresses: Sequence[str]) -> BasicHost:
+class NodeHost(BasicHost):
+    """A host that announces what we say, and whose stream handlers cannot end the node.
+
+    An exception that leaves a handler, libp2p's own included, would end the swarm's nursery.
+    """
+
+    def __init__(self, swarm: Swarm, config: NodeConfig, circuit_addresses: Sequence[str]) -> None:
+        self._node_config = config
+        self._circuit_addresses = circuit_addresses
+        self._open_streams: Counter[str] = Counter()
+        super().__init__(
+            network=swarm,
+            negotiate_timeout=_NEGOTIATE_S,
+            disable_identify_address_discovery=True,
+        )
+
+    @property
+    def reachable_at(self) -> list[str]:
+        """Where others may reach us: multiaddrs without our own ``/p2p/`` end."""
+        candidates = self.get_transport_addrs()
+        return announced_texts(self._node_config, candidates, self._circuit_addresses)
+
+    def get_addrs(self) -> list[Multiaddr]:
+        """Return what identify and the DHT announce.
+
+        The stock method cuts a circuit address at the relay's id.
+        """
+        ending = f"/p2p/{self.get_id()}"
+        return [Multiaddr(text + ending) for text in self.reachable_at]
+
+    async def _swarm_stream_handler(self, net_stream: INetStream) -> None:
+        peer = peer_of(net_stream)
+        if self._open_streams[peer] >= limits.STREAMS_PER_PEER_MAX:
+            LOG.debug("%s opened more streams than allowed", peer)
+            await end_stream(net_stream, graceful=False)
+            return
+        self._open_streams[peer] += 1
+        try:
+            await super()._swarm_stream_handler(net_stream)
+        except STREAM_ERRORS as error:
+            LOG.debug("a stream of %s ended: %s", peer, error)
+            await end_stream(net_stream, graceful=False)
+        except Exception:  # task boundary: see above
+            LOG.exception("a stream handler failed")
+            await end_stream(net_stream, graceful=False)
+        finally:
+            self._open_streams[peer] -= 1
+            if not self._open_streams[peer]:
+                del self._open_streams[peer]
+
+
+def make_host(config: NodeConfig, circuit_addresses: Sequence[str]) -> NodeHost:
     """Return a host that is not listening yet.
 
     Args:
         config: The node's.
         circuit_addresses: Read at each announcement; grows and shrinks with our reservations.
     """
-
-    def announced(candidates: list[Multiaddr]) -> list[Multiaddr]:
-        return [Multiaddr(text) for text in announced_texts(config, candidates, circuit_addresses)]
-
     keys = create_new_key_pair(config.key.seed)
     noise = NoiseTransport(keys, noise_privkey=create_new_x25519_key_pair().private_key)
-    host = new_host(
+    swarm = new_swarm(
         key_pair=keys,
         sec_opt={NOISE: noise},
         muxer_opt={TProtocol(YAMUX): NodeYamux},
         resource_manager=_resources(),
         connection_config=_connections(),
-        addrs_factory=announced,
-        disable_identify_address_discovery=True,
+        retry_config=RetryConfig(max_retries=0),
     )
-    assert isinstance(host, BasicHost)
-    swarm = swarm_of(host)
-    swarm.retry_config = RetryConfig(max_retries=0)
+    assert isinstance(swarm, Swarm)
     swarm._negative_peer_cache = _NegativePeerCache(ttl=limits.BLACKLIST_NS / 1e9)  # noqa: SLF001 - 60 s keep a restarted peer away
     Admission(swarm)
-    _Guard(host)
-    return host
+    return NodeHost(swarm, config, circuit_addresses)
 
 
 def swarm_of(host: BasicHost) -> Swarm:
@@ -167,41 +209,3 @@ def _connections() -> ConnectionConfig:
         inbound_stream_protocol_negotiation_timeout=_NEGOTIATE_S,
         auto_connect_interval=3600.0,
     )
-
-
-class _Guard:
-    """Stands between the swarm and every stream handler, libp2p's own included.
-
-    An exception that leaves a handler ends the swarm's nursery and so the node.
-    """
-
-    def __init__(self, host: BasicHost) -> None:
-        self._handle = host._swarm_stream_handler  # noqa: SLF001 - the host's own entry, wrapped
-        self._open: Counter[str] = Counter()
-        swarm_of(host).set_stream_handler(self._guarded)
-
-    async def _guarded(self, stream: INetStream) -> None:
-        peer = peer_of(stream)
-        if self._open[peer] >= limits.STREAMS_PER_PEER_MAX:
-            LOG.debug("%s opened more streams than allowed", peer)
-            await end_stream(stream, graceful=False)
-            return
-        self._open[peer] += 1
-        try:
-            await self._handle(stream)
-        except STREAM_ERRORS as error:
-            LOG.debug("a stream of %s ended: %s", peer, error)
-            await end_stream(stream, graceful=False)
-        except (Exception, BaseExceptionGroup) as error:
-            if _is_cancelled(error):
-                raise
-            LOG.exception("a stream handler failed")
-            await end_stream(stream, graceful=False)
-        finally:
-            self._open[peer] -= 1
-            if not self._open[peer]:
-                del self._open[peer]
-
-
-def _is_cancelled(error: BaseException) -> bool:
-    return isinstance(error, BaseExceptionGroup) and bool(error.subgroup(trio.Cancelled))

@@ -8,7 +8,6 @@ from typing import Generic, TypeVar
 import trio
 from libp2p.abc import INetConn, INetStream
 from libp2p.custom_types import TProtocol
-from libp2p.host.basic_host import BasicHost
 from multiaddr import Multiaddr
 
 from p2p import limits
@@ -17,16 +16,17 @@ from p2p.net import patches
 from p2p.net.config import NodeConfig
 from p2p.net.dialer import Dialer
 from p2p.net.directory import DhtDirectory
-from p2p.net.host import announced_texts, make_host, require_free, swarm_of
+from p2p.net.host import NodeHost, make_host, require_free, swarm_of
 from p2p.net.nat import Circuits
 from p2p.net.patches import NodeYamux
+from p2p.net.relaying import Relay
 from p2p.net.streams import (
     STREAM_ERRORS,
     StreamLink,
     answer_one,
     end_stream,
     exchange,
-    peer_of,
+    reset_when_late,
 )
 from p2p.overlay import Link, LinkAccepted, LinkOwner, PeerAddress, RequestAnswer
 from p2p.types import PeerId
@@ -51,11 +51,11 @@ class _Outcome(Generic[ResultT]):
 class Libp2pNode:
     """A ``p2p.overlay.Node``; made by ``open_node``."""
 
-    def __init__(self, config: NodeConfig, host: BasicHost, tasks: trio.Nursery) -> None:
+    def __init__(self, config: NodeConfig, host: NodeHost, tasks: trio.Nursery) -> None:
         self._config = config
         self._host = host
         self._tasks = tasks
-        self._circuit_addresses: list[str] = []
+        self.relay: Relay | None = None
         self._served = trio.CapacityLimiter(limits.ONE_SHOT_SERVED_MAX)
 
     def attach(self, circuits: Circuits, dialer: Dialer, directory: DhtDirectory) -> None:
@@ -72,8 +72,7 @@ class Libp2pNode:
     @property
     def addresses(self) -> Sequence[str]:
         """Where others may reach us."""
-        candidates = self._host.get_transport_addrs()
-        return announced_texts(self._config, candidates, self._circuits.addresses)
+        return self._host.reachable_at
 
     @property
     def directory(self) -> DhtDirectory:
@@ -101,10 +100,9 @@ class Libp2pNode:
             if self._served.available_tokens < 1:
                 await end_stream(stream, graceful=False)
                 return
-            async with self._served, trio.open_nursery() as nursery:
-                nursery.start_soon(self._reset_when_late, stream)
-                await answer_one(stream, answer)
-                nursery.cancel_scope.cancel()
+            async with self._served:
+                with reset_when_late(self._tasks, stream, _WAIT_S):
+                    await answer_one(stream, answer)
 
         self._host.set_stream_handler(TProtocol(protocol), handle)
 
@@ -202,11 +200,6 @@ class Libp2pNode:
         if not outcome.done.is_set():
             await self._dialer.drop(peer_id)
 
-    async def _reset_when_late(self, stream: INetStream) -> None:
-        await trio.sleep(_WAIT_S)
-        LOG.debug("a request of %s took too long", peer_of(stream))
-        await end_stream(stream, graceful=False)
-
     async def watch_connections(self) -> None:
         """Ask every connection for a sign of life; abort those that give none."""
         probing: set[INetConn] = set()
@@ -257,13 +250,15 @@ async def open_node(config: NodeConfig) -> AsyncIterator[Libp2pNode]:
         dialer = Dialer(host, circuits.dial)
         directory = DhtDirectory(config, host, dialer, tasks)
         node.attach(circuits, dialer, directory)
-        await circuits.start(stack, dialer, tasks)
+        circuits.attach(dialer, tasks)
+        if config.relay:
+            node.relay = Relay(host, dialer, tasks, config.relay_bounds, config.wall_clock)
         tasks.start_soon(node.watch_connections)
         tasks.start_soon(directory.run)
         yield node
 
 
-def _cancel_identify(host: BasicHost) -> None:
+def _cancel_identify(host: NodeHost) -> None:
     """End what libp2p runs as system tasks, which would outlive the node."""
     for scope in tuple(host._identify_tasks):  # noqa: SLF001 - host.run() forgets them
         scope.cancel()

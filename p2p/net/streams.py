@@ -8,7 +8,8 @@ connection is aborted.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import trio
@@ -69,6 +70,31 @@ async def end_stream(stream: INetStream, *, graceful: bool) -> None:
             await (stream.close() if graceful else stream.reset())
         except STREAM_ERRORS:
             LOG.debug("ending a stream of %s failed", peer_of(stream), exc_info=True)
+        done.set()
+
+
+@contextmanager
+def reset_when_late(tasks: trio.Nursery, stream: INetStream, wait_s: float) -> Iterator[None]:
+    """Reset a stream if the block takes longer, so that its I/O fails; nothing is cancelled.
+
+    Args:
+        tasks: The node's nursery, in which the watch runs.
+        stream: What the block works on.
+        wait_s: How long it may.
+    """
+    done = trio.Event()
+
+    async def watch() -> None:
+        with trio.move_on_after(wait_s):
+            await done.wait()
+        if not done.is_set():
+            LOG.debug("a stream of %s took longer than %g s", peer_of(stream), wait_s)
+            await end_stream(stream, graceful=False)
+
+    tasks.start_soon(watch)
+    try:
+        yield
+    finally:
         done.set()
 
 
