@@ -1,1 +1,1 @@
-"""The host: a GPU owner's engines, offered to the network on the owner's terms."""
+"""The host: announces what a machine can run, serves it over sessions, and is paid for it."""

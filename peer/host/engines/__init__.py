@@ -1,1 +1,1 @@
-"""Engines: how each is launched, what it accepts, how it is spoken to."""
+"""Engines: what turns a request body into an answer, and how they are started and watched."""

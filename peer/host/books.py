@@ -1,0 +1,361 @@
+"""The host's money over all gateways: allowances, vouchers, receipts, and what the journal keeps.
+
+Decisions are ``receipts.tab``'s; here they meet the journal. A voucher counts when it is durable,
+not before, and a batch of receipts is sent when it is.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from p2p import limits
+from p2p.clock import WallClock
+from p2p.errors import ErrorCode, RemoteProtocolError
+from p2p.receipts.chain import encode_receipt
+from p2p.receipts.messages import (
+    ALLOWANCE,
+    CLOSE,
+    COSIGNATURE,
+    RECEIPT_BATCH,
+    VOUCHER,
+    Allowance,
+    Close,
+    Receipt,
+    Voucher,
+)
+from p2p.receipts.tab import Customer
+from p2p.receipts.vouchers import VoucherOutcome
+from p2p.session.events import ErrorInfo
+from p2p.signing import SecretKey, Signed, seal, sealed, unseal
+from p2p.types import GENESIS_HEAD, AllowanceId, Digest, NetworkId, PeerId, PublicKey, sha256
+from peer.host.journal import Earnings, Journal, StoredAllowance
+
+_LOG = logging.getLogger(__name__)
+
+BATCHES_AWAITING_COSIGN_MAX = 4096
+CUSTOMERS_COUNT_MAX = 100_000
+
+
+@dataclass(slots=True)
+class Account:
+    """One gateway's account at this host.
+
+    Attributes:
+        customer: The decisions.
+        waiting: Receipts in no batch yet, by allowance, in chain order.
+        posted: What settlement has posted, by allowance.
+        used_at_ns: When a voucher or a receipt last came, wall clock.
+    """
+
+    customer: Customer
+    waiting: dict[AllowanceId, list[tuple[Receipt, bytes]]] = field(default_factory=dict)
+    posted: dict[AllowanceId, int] = field(default_factory=dict)
+    used_at_ns: int = 0
+
+
+class Books:
+    """All accounts, and the keys that may sign allowances."""
+
+    def __init__(
+        self,
+        key: SecretKey,
+        network_id: NetworkId,
+        journal: Journal,
+        clock: WallClock,
+        *,
+        slots: int,
+    ) -> None:
+        self.key = key
+        self.network_id = network_id
+        self.journal = journal
+        self.clock = clock
+        self.slots = slots
+        self.settlement_keys: frozenset[PublicKey] = frozenset()
+        self.earnings = Earnings()
+        self.keys_wanted = False
+        self._accounts: dict[bytes, Account] = {}
+        self._by_allowance: dict[AllowanceId, Account] = {}
+        self._signers: dict[Digest, PublicKey] = {}
+
+    # -- what was left -------------------------------------------------------------------------
+
+    def restore(self, stored: Iterable[StoredAllowance]) -> None:
+        """Take up the allowances as the journal has them.
+
+        Raises:
+            RemoteProtocolError: If the journal holds what was never signed: it was tampered with.
+        """
+        for each in stored:
+            allowance = unseal(ALLOWANCE, each.envelope, network_id=self.network_id)
+            best = None
+            if each.best is not None:
+                best = unseal(VOUCHER, each.best, network_id=self.network_id)
+            account = self._account_of(allowance.value)
+            account.customer.add_allowance(
+                allowance,
+                best,
+                each.finished_micros,
+                each.head or GENESIS_HEAD,
+                each.batch_sequence,
+            )
+            allowance_id = allowance.value.allowance_id
+            account.posted[allowance_id] = each.posted_micros
+            account.used_at_ns = self.clock()
+            self._by_allowance[allowance_id] = account
+
+    def free_account(self) -> Account:
+        """Return a fresh account for requests at zero price, which lives with its session."""
+        return Account(Customer(slots=min(self.slots, limits.STRANGER_SLOTS_COUNT)))
+
+    # -- allowances ----------------------------------------------------------------------------
+
+    def take_allowance(
+        self, envelope: bytes, wallet_key: PublicKey | None
+    ) -> tuple[Account, AllowanceId] | ErrorInfo:
+        """Check an allowance and keep it.
+
+        Args:
+            envelope: As the gateway sent it.
+            wallet_key: The key that the gateway proved to hold.
+        """
+        try:
+            allowance = unseal(ALLOWANCE, envelope, network_id=self.network_id)
+        except RemoteProtocolError as error:
+            return _allowance_refused(str(error))
+        value = allowance.value
+        problem = self._problem_of(allowance, wallet_key)
+        if problem:
+            return _allowance_refused(problem, value.allowance_id)
+        account = self._account_of(value)
+        try:
+            is_new = account.customer.add_allowance(allowance)
+        except RemoteProtocolError as error:
+            return _allowance_refused(str(error), value.allowance_id)
+        if is_new:
+            self.journal.put_allowance(allowance)
+            self._by_allowance[value.allowance_id] = account
+            account.posted.setdefault(value.allowance_id, 0)
+            account.used_at_ns = self.clock()
+        return account, value.allowance_id
+
+    def _problem_of(self, allowance: Signed[Allowance], wallet_key: PublicKey | None) -> str:
+        value, now_ns = allowance.value, self.clock()
+        if allowance.signer not in self.settlement_keys:
+            self.keys_wanted = True  # they may have been renewed since we asked
+            return "it is not signed by a key of settlement that this host knows"
+        if value.host_peer_id != self.key.peer_id:
+            return "it is for another host"
+        if value.wallet_key != wallet_key:
+            return "it is for another wallet than the one that this session proved"
+        if now_ns > value.expires_at_ns + limits.CLOCK_SKEW_NS_MAX:
+            return "it has expired"
+        if value.issued_at_ns > now_ns + limits.CLOCK_SKEW_NS_MAX:
+            return "it is from the future: check the clocks"
+        if len(self._accounts) >= CUSTOMERS_COUNT_MAX:
+            return "this host has too many customers"
+        return ""
+
+    def _account_of(self, allowance: Allowance) -> Account:
+        account = self._accounts.get(allowance.pseudonym)
+        if account is None:
+            slots = min(self.slots, limits.STRANGER_SLOTS_COUNT)
+            account = self._accounts[allowance.pseudonym] = Account(Customer(slots=slots))
+        return account
+
+    def vouchers_of(self, wallet_key: PublicKey) -> tuple[bytes, ...]:
+        """Return the best voucher of each live allowance of a wallet, for the hello."""
+        return tuple(
+            best.envelope
+            for account in self._accounts.values()
+            if account.customer.wallet_key == wallet_key
+            for allowance_id in account.customer.allowance_ids()
+            if (best := account.customer.best_voucher(allowance_id)) is not None
+        )[: limits.SESSION_ALLOWANCES_MAX]
+
+    # -- vouchers ------------------------------------------------------------------------------
+
+    def take_voucher(
+        self, account: Account | None, envelope: bytes, *, durable: Callable[[], None]
+    ) -> ErrorInfo | None:
+        """Check a voucher, write it down, and then count it as paid.
+
+        Args:
+            account: The session's.
+            envelope: As the gateway sent it.
+            durable: Called when it is on disk and counted.
+        """
+        try:
+            voucher = unseal(VOUCHER, envelope, network_id=self.network_id)
+        except RemoteProtocolError as error:
+            return _allowance_refused(f"voucher: {error}")
+        allowance_id = voucher.value.allowance_id
+        if account is None or self._by_allowance.get(allowance_id) is not account:
+            return _allowance_refused("a voucher for no allowance of this session", allowance_id)
+        check = account.customer.check_voucher(voucher)
+        if check.outcome is VoucherOutcome.EQUIVOCATION:
+            self._keep_evidence(account)
+        if check.pays:
+            self._write_voucher(account, voucher, durable)
+        elif check.outcome is VoucherOutcome.REFUSED:
+            return _allowance_refused(f"voucher: {check.reason}", allowance_id)
+        return None
+
+    def _write_voucher(
+        self, account: Account, voucher: Signed[Voucher], durable: Callable[[], None]
+    ) -> None:
+        now_ns = self.clock()
+        day = now_ns // limits.DAY_NS
+        account.used_at_ns = now_ns
+
+        def written() -> None:
+            allowance_id = voucher.value.allowance_id
+            if self._by_allowance.get(allowance_id) is not account:
+                return  # closed while the disk was busy; settlement has the last word on it
+            before = account.customer.paid_micros(allowance_id)
+            account.customer.paid(voucher)
+            rise = account.customer.paid_micros(allowance_id) - before
+            self.earnings.paid(rise, day)
+            if not account.customer.is_stranger:
+                account.customer.grant_slots(self.slots)
+            durable()
+
+        self.journal.put_voucher(voucher, day=day, durable=written)
+
+    def _keep_evidence(self, account: Account) -> None:
+        for first, second in account.customer.evidence:
+            self.journal.put_evidence("equivocation", first, second, self.clock())
+        account.customer.evidence.clear()
+        _LOG.warning("a gateway signed two vouchers that contradict each other; both are kept")
+
+    # -- receipts ------------------------------------------------------------------------------
+
+    def add_receipt(self, account: Account, receipt: Receipt) -> bytes:
+        """Put a receipt at the end of its chain and return its bytes."""
+        body = encode_receipt(receipt)
+        account.customer.chain(receipt.allowance_id).append(body)
+        account.waiting.setdefault(receipt.allowance_id, []).append((receipt, body))
+        account.used_at_ns = self.clock()
+        return body
+
+    def sign_batches(self, account: Account, *, send: Callable[[bytes], None]) -> None:
+        """Sign what waits, write it down, and then send it.
+
+        Args:
+            account: Whose receipts.
+            send: Gets each signed batch when it is on disk.
+        """
+        for allowance_id, waiting in account.waiting.items():
+            chain = account.customer.chain(allowance_id)
+            while (batch := chain.take_batch(signed_at_ns=self.clock())) is not None:
+                count = len(batch.receipt_digests)
+                receipts, waiting[:count] = waiting[:count], []
+                signed = sealed(self.key, RECEIPT_BATCH, batch)
+                self._await_cosign(account, signed.envelope)
+                self.journal.put_batch(signed, receipts, durable=_sender(send, signed.envelope))
+        account.waiting.clear()
+
+    def _await_cosign(self, account: Account, envelope: bytes) -> None:
+        wallet_key = account.customer.wallet_key
+        if wallet_key is not None:
+            if len(self._signers) >= BATCHES_AWAITING_COSIGN_MAX:
+                del self._signers[next(iter(self._signers))]
+            self._signers[sha256(envelope)] = wallet_key
+
+    def take_cosignature(self, envelope: bytes) -> str:
+        """Check a cosignature and keep it; return what is wrong with it, or an empty text."""
+        try:
+            cosignature = unseal(COSIGNATURE, envelope, network_id=self.network_id)
+        except RemoteProtocolError as error:
+            return str(error)
+        digest = cosignature.value.batch_digest
+        if self._signers.get(digest) != cosignature.signer:
+            return "a cosignature of no batch that waits for one, or by another key"
+        del self._signers[digest]
+        self.journal.put_cosignature(digest, envelope)
+        if cosignature.value.different_request_ids:
+            count = len(cosignature.value.different_request_ids)
+            _LOG.warning("a gateway does not accept the counts of %d receipts", count)
+        return ""
+
+    # -- settling ------------------------------------------------------------------------------
+
+    def vouchers_to_submit(self) -> tuple[Signed[Voucher], ...]:
+        """Return each best voucher of which settlement has not posted all."""
+        return tuple(
+            best
+            for allowance_id, account in self._by_allowance.items()
+            if (best := account.customer.best_voucher(allowance_id)) is not None
+            and best.value.cum_micros > account.posted[allowance_id]
+        )
+
+    @property
+    def unsettled_micros(self) -> int:
+        """What gateways have vouched for and settlement has not posted."""
+        return sum(
+            max(0, account.customer.paid_micros(allowance_id) - account.posted[allowance_id])
+            for allowance_id, account in self._by_allowance.items()
+        )
+
+    def wants_settling(self) -> bool:
+        """Return whether a quarter of any allowance is vouched for and not posted."""
+        for allowance_id, account in self._by_allowance.items():
+            allowance = account.customer.allowance(allowance_id)
+            unsettled = account.customer.paid_micros(allowance_id) - account.posted[allowance_id]
+            if allowance is not None and 4 * unsettled >= allowance.max_micros:
+                return True
+        return False
+
+    def posted(self, allowance_id: AllowanceId, cum_micros: int) -> None:
+        """Note what settlement has posted of an allowance in all."""
+        account = self._by_allowance.get(allowance_id)
+        if account is not None and cum_micros > account.posted[allowance_id]:
+            account.posted[allowance_id] = cum_micros
+            self.journal.mark_posted(allowance_id, cum_micros)
+
+    def closable(self, now_ns: int, idle_ns: int) -> tuple[AllowanceId, ...]:
+        """Return allowances that are paid and posted in full and unused for a while, or too old."""
+        return tuple(
+            allowance_id
+            for allowance_id, account in self._by_allowance.items()
+            if not account.customer.has_open(allowance_id)
+            and not account.waiting.get(allowance_id)
+            and account.customer.paid_micros(allowance_id) <= account.posted[allowance_id]
+            and now_ns - account.used_at_ns > idle_ns
+        )
+
+    def sign_close(self, allowance_id: AllowanceId) -> bytes:
+        """Return our word that nothing more will come under an allowance."""
+        account = self._by_allowance[allowance_id]
+        close = Close(
+            network_id=self.network_id,
+            allowance_id=allowance_id,
+            host_peer_id=self.key.peer_id,
+            final_cum_micros=account.customer.paid_micros(allowance_id),
+        )
+        return seal(self.key, CLOSE, close)
+
+    def closed(self, allowance_id: AllowanceId) -> Account | None:
+        """Forget an allowance that settlement has closed; return whose it was."""
+        account = self._by_allowance.pop(allowance_id, None)
+        if account is not None:
+            account.posted.pop(allowance_id, None)
+            account.customer.remove_allowance(allowance_id)
+            self.journal.mark_closed(allowance_id)
+        return account
+
+    @property
+    def host_id(self) -> PeerId:
+        """Our own id."""
+        return self.key.peer_id
+
+
+def _sender(send: Callable[[bytes], None], envelope: bytes) -> Callable[[], None]:
+    return lambda: send(envelope)
+
+
+def _allowance_refused(reason: str, allowance_id: AllowanceId | None = None) -> ErrorInfo:
+    return ErrorInfo(
+        code=ErrorCode.ALLOWANCE_REFUSED,
+        message=reason[:500],
+        allowance_id=allowance_id if allowance_id is not None else AllowanceId(b""),
+    )

@@ -1,0 +1,169 @@
+"""What an owner decides about a host, as values; read from flags or files by the command."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2p import limits
+from p2p.network import NetworkInfo
+from p2p.types import QUANTIZATIONS, ModelId
+from p2p.wire import require_range, require_text
+
+SLOTS_COUNT_MAX = 1024
+QUEUE_COUNT_MAX = 4096
+CONTEXT_TOKENS_DEFAULT = 2048
+FAKE_MODEL_ID = ModelId("sparewatt/fake")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamacppSpec:
+    """A llama.cpp child process for one model file.
+
+    Attributes:
+        model: The GGUF file.
+        model_id: The Hugging Face repository id under which it is offered.
+        template: A chat template in Jinja, or empty for the one inside the file.
+        context_tokens: Prompt and answer together, per request.
+        threads: 0 for half of the logical cores, at least one.
+    """
+
+    model: Path
+    model_id: ModelId
+    template: str = ""
+    context_tokens: int = CONTEXT_TOKENS_DEFAULT
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        require_text("model_id", self.model_id, bytes_max=limits.RECORD_TEXT_BYTES_MAX)
+        require_range("context_tokens", self.context_tokens, 64, 2**24)
+        require_range("threads", self.threads, 0, 1024)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAiSpec:
+    """An OpenAI-compatible server that already runs; the host only passes requests on.
+
+    Attributes:
+        url: Its base, e.g. ``http://127.0.0.1:8000/v1``; plain HTTP, meant for this machine or
+            its own network.
+        model_id: The one model to offer, or None for all that ``/models`` lists.
+        api_key: Sent as a bearer token if not empty.
+        context_tokens: What to promise if the server does not say.
+    """
+
+    url: str
+    model_id: ModelId | None = None
+    api_key: str = ""
+    context_tokens: int = CONTEXT_TOKENS_DEFAULT
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith("http://"):
+            raise ValueError(f"an engine's URL must begin with http://, not {self.url!r}")
+        require_range("context_tokens", self.context_tokens, 64, 2**24)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeSpec:
+    """A deterministic engine in this process; for tests and rehearsals.
+
+    Attributes:
+        tokens: How many tokens an answer has if its request does not bound it below.
+        first_token_s: Time before the first token.
+        token_s: Time between tokens.
+    """
+
+    model_id: ModelId = FAKE_MODEL_ID
+    context_tokens: int = CONTEXT_TOKENS_DEFAULT
+    tokens: int = 16
+    first_token_s: float = 0.01
+    token_s: float = 0.01
+
+
+EngineSpec = LlamacppSpec | OpenAiSpec | FakeSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """What a host asks, in micro-dollars per million tokens; the minimum in micro-dollars."""
+
+    in_micros_per_mtok: int
+    cached_micros_per_mtok: int
+    out_micros_per_mtok: int
+    minimum_micros: int = 0
+
+    def __post_init__(self) -> None:
+        most = limits.PRICE_MICROS_PER_MTOK_MAX
+        require_range("price in", self.in_micros_per_mtok, 0, most)
+        require_range("price cached", self.cached_micros_per_mtok, 0, most)
+        require_range("price out", self.out_micros_per_mtok, 0, most)
+        require_range("minimum_micros", self.minimum_micros, 0, limits.MICROS_MAX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTimeouts:
+    """When an engine counts as hung, in seconds.
+
+    Attributes:
+        head_s: From the request to the answer's head; engines send it when a slot is theirs.
+        token_s: Between two pieces of an answer; prefill of a long prompt is the longest of them.
+        load_s: From the start of a child to its readiness.
+    """
+
+    head_s: float = 60.0
+    token_s: float = 60.0
+    load_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostConfig:
+    """One host.
+
+    Attributes:
+        data_dir: Holds the node key, the journal and the engine's log; one process at a time.
+        listen: Multiaddrs to listen on.
+        slots: Requests that the engine works on at a time.
+        queue_max: Requests that wait for a slot; the next one is told "busy".
+        region: ISO 3166-1 alpha-2, or empty.
+        control_socket: Where the control API listens.
+        enrol_code: A one-time code that joins this host to an account, or None.
+        licence: SPDX id, or the name of the model's own terms.
+        use_relay: Whether to be reachable through a relay too.
+    """
+
+    data_dir: Path
+    network: NetworkInfo
+    listen: tuple[str, ...]
+    engine: EngineSpec
+    prices: Prices
+    control_socket: Path
+    slots: int = 4
+    queue_max: int = 16
+    region: str = ""
+    enrol_code: str | None = None
+    licence: str = "unknown"
+    quantization: str = "unknown"
+    use_relay: bool = False
+    timeouts: EngineTimeouts = EngineTimeouts()
+
+    def __post_init__(self) -> None:
+        require_range("slots", self.slots, 1, SLOTS_COUNT_MAX)
+        require_range("queue_max", self.queue_max, 0, QUEUE_COUNT_MAX)
+        require_text("licence", self.licence, bytes_max=limits.RECORD_TEXT_BYTES_MAX)
+        require_text("region", self.region, bytes_min=0, bytes_max=2)
+        if self.quantization not in QUANTIZATIONS:
+            raise ValueError(
+                f"quantization is {self.quantization!r}, not one of "
+                f"{', '.join(sorted(QUANTIZATIONS))}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a host tells whoever started it, once it serves.
+
+    Attributes:
+        engine_pid: The engine's process, or None if it is not ours.
+    """
+
+    peer_id: str
+    engine_pid: int | None
+    control_socket: Path

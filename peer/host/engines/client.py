@@ -1,0 +1,197 @@
+"""An engine behind an OpenAI-compatible HTTP API, spoken to by callbacks."""
+
+import msgspec
+
+from p2p.errors import ErrorCode
+from peer.host.config import EngineTimeouts
+from peer.host.engines.api import EngineCall, EngineFailure, EngineSink, PromptCounted
+from peer.http.client import EngineClient
+from peer.http.errors import EngineError, EngineErrorKind
+from peer.http.limits import ClientLimits
+from peer.http.loop import Loop
+from peer.http.messages import Headers
+from peer.http.target import EngineTarget
+
+ERROR_BODY_BYTES_MAX = 64 * 1024
+COUNT_BODY_BYTES_MAX = 64 * 1024
+_OK = 200
+_SERVER_ERROR_MIN = 500
+
+_FAILURES = {
+    EngineErrorKind.UNREACHABLE: (ErrorCode.ENGINE_FAILED, "the engine can't be reached"),
+    EngineErrorKind.CONNECT_TIMEOUT: (ErrorCode.ENGINE_TIMEOUT, "the engine can't be reached"),
+    EngineErrorKind.BUSY: (ErrorCode.BUSY, "too many connections to the engine"),
+    EngineErrorKind.CLOSED_EARLY: (ErrorCode.ENGINE_FAILED, "the engine broke off its answer"),
+    EngineErrorKind.GARBAGE: (ErrorCode.ENGINE_FAILED, "the engine's answer is not HTTP"),
+    EngineErrorKind.HEAD_TIMEOUT: (ErrorCode.ENGINE_TIMEOUT, "the engine did not answer in time"),
+    EngineErrorKind.IDLE_TIMEOUT: (ErrorCode.ENGINE_TIMEOUT, "the engine fell silent"),
+}
+_HANGS = frozenset({EngineErrorKind.HEAD_TIMEOUT, EngineErrorKind.IDLE_TIMEOUT})
+
+
+class _ErrorBody(msgspec.Struct):
+    message: str = ""
+    type: str | None = None
+    param: str | None = None
+    code: str | int | None = None
+
+
+class _ErrorReply(msgspec.Struct):
+    error: _ErrorBody
+
+
+class _Count(msgspec.Struct):
+    input_tokens: int | None = None
+    count: int | None = None
+
+
+class HttpEngineClient:
+    """Sends requests to one engine and turns what comes back into an ``EngineSink``'s calls."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        target: EngineTarget,
+        timeouts: EngineTimeouts,
+        *,
+        api_key: str = "",
+        chat_path: str = "/v1/chat/completions",
+        count_path: str = "",
+    ) -> None:
+        """Make a client; nothing is sent yet.
+
+        Args:
+            loop: Moves the bytes.
+            target: Where the engine listens.
+            timeouts: When it counts as hung.
+            api_key: Sent as a bearer token if not empty.
+            chat_path: Where it answers chat completions.
+            count_path: Where it counts a request's prompt tokens; empty if it can't.
+        """
+        limits = ClientLimits(head_s=timeouts.head_s, idle_s=timeouts.token_s)
+        self._client = EngineClient(loop, target, limits)
+        self._headers = {"content-type": "application/json"}
+        if api_key:
+            self._headers["authorization"] = f"Bearer {api_key}"
+        self._chat_path = chat_path
+        self._count_path = count_path
+
+    def start(self, body: bytes, sink: EngineSink) -> EngineCall:
+        """Ask for an answer as an event stream."""
+        answer = _Answer(sink)
+        return self._client.post(self._chat_path, self._headers, body, answer)
+
+    def count_prompt(self, body: bytes, counted: PromptCounted) -> None:
+        """Count the prompt's tokens, with the engine's help if it has any to give."""
+        if not self._count_path:
+            counted(None)
+            return
+        self._client.post(self._count_path, self._headers, body, _CountAnswer(counted))
+
+    def close(self) -> None:
+        """Drop all connections; requests that run end without a word to their sinks."""
+        self._client.close()
+
+
+class _Answer:
+    """One streamed answer: checks the head, passes the body on, explains what went wrong."""
+
+    def __init__(self, sink: EngineSink) -> None:
+        self._sink = sink
+        self._status = 0
+        self._refusal = bytearray()
+
+    def on_head(self, status: int, headers: Headers) -> None:
+        is_stream = headers.get("content-type", "").startswith("text/event-stream")
+        self._status = status if status != _OK or is_stream else 0
+
+    def on_body(self, data: bytes) -> None:
+        if self._status == _OK:
+            self._sink.received(data)
+        elif len(self._refusal) < ERROR_BODY_BYTES_MAX:
+            self._refusal += data
+
+    def on_end(self) -> None:
+        if self._status == _OK:
+            self._sink.ended()
+        else:
+            self._sink.failed(failure_of_answer(self._status, bytes(self._refusal)))
+
+    def on_error(self, error: EngineError) -> None:
+        self._sink.failed(failure_of_error(error))
+
+
+class _CountAnswer:
+    """The answer to a count; whatever goes wrong means that the engine could not say."""
+
+    def __init__(self, counted: PromptCounted) -> None:
+        self._counted = counted
+        self._status = 0
+        self._body = bytearray()
+
+    def on_head(self, status: int, headers: Headers) -> None:
+        self._status = status
+
+    def on_body(self, data: bytes) -> None:
+        if len(self._body) < COUNT_BODY_BYTES_MAX:
+            self._body += data
+
+    def on_end(self) -> None:
+        self._counted(parse_count(bytes(self._body)) if self._status == _OK else None)
+
+    def on_error(self, error: EngineError) -> None:
+        self._counted(None)
+
+
+def parse_count(body: bytes) -> int | None:
+    """Return the count in an engine's answer (llama.cpp: ``input_tokens``, vLLM: ``count``)."""
+    try:
+        reply = msgspec.json.decode(body, type=_Count)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    count = reply.input_tokens if reply.input_tokens is not None else reply.count
+    return count if count is not None and count >= 0 else None
+
+
+def failure_of_error(error: EngineError) -> EngineFailure:
+    """Return what a broken connection to an engine means for the client."""
+    code, message = _FAILURES[error.kind]
+    return EngineFailure(code, message, is_hang=error.kind in _HANGS)
+
+
+def failure_of_answer(status: int, body: bytes) -> EngineFailure:
+    """Return what an engine's answer other than a stream means for the client.
+
+    The text of an error that is the client's own is passed on; that of the engine's own troubles
+    is not, since it may name files and addresses of this machine.
+
+    Args:
+        status: The HTTP status; 0 for a success that is no event stream.
+        body: What came with it.
+    """
+    if not status:
+        return EngineFailure(ErrorCode.ENGINE_FAILED, "the engine's answer is no event stream")
+    if status >= _SERVER_ERROR_MIN:
+        if status == 503:
+            return EngineFailure(ErrorCode.BUSY, "the engine has no room now")
+        return EngineFailure(ErrorCode.ENGINE_FAILED, f"the engine failed with status {status}")
+    try:
+        error = msgspec.json.decode(body, type=_ErrorReply).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return EngineFailure(ErrorCode.ENGINE_FAILED, f"the engine answered with status {status}")
+    return EngineFailure(_code_of(status, error), error.message[:500], param=error.param or "")
+
+
+def _code_of(status: int, error: _ErrorBody) -> ErrorCode:
+    words = f"{error.type} {error.code} {error.message}".lower()
+    match status:
+        case 429:
+            return ErrorCode.BUSY
+        case 400 | 413 | 422 if "exceed_context_size" in words or "context length" in words:
+            return ErrorCode.CONTEXT_LENGTH_EXCEEDED
+        case 400 | 422:
+            return ErrorCode.INVALID_REQUEST
+        case 413:
+            return ErrorCode.TOO_LARGE
+        case _:  # 401, 403, 404…: the owner's set-up is wrong, not the request
+            return ErrorCode.ENGINE_FAILED

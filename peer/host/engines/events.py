@@ -1,0 +1,178 @@
+"""The engine's answer as whole server-sent events, counted while it is split.
+
+An event is parsed once. What an event means for money is decided here too: one token for each
+choice whose delta says something, corrected by the engine's own ``usage`` as soon as it shows one.
+A token that only completes a character brings no event of its own, so the running count may lag
+the true one; ``usage`` at the end puts it right, and a cancelled request is charged the lower one.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from p2p import limits
+from p2p.errors import SparewattError
+from p2p.receipts.cost import Usage
+from p2p.types import FinishReason
+
+EVENT_BYTES_MAX = limits.CHUNK_BYTES_MAX  # an event travels whole, in one chunk
+_DATA = b"data:"
+_DONE = b"[DONE]"
+_FINISH_REASONS = {
+    "stop": FinishReason.STOP,
+    "length": FinishReason.LENGTH,
+    "tool_calls": FinishReason.TOOL_CALLS,
+    "function_call": FinishReason.TOOL_CALLS,
+    "content_filter": FinishReason.CONTENT_FILTER,
+}
+
+
+class EngineGarbageError(SparewattError):
+    """Raised when an engine's answer is not a stream of chat completion events."""
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta
+    finish_reason: str | None = None
+
+
+class _CachedDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int = 0
+    prompt_tokens_details: _CachedDetails | None = None
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerEvent:
+    """One whole event of an answer.
+
+    Attributes:
+        data: Its bytes with the blank line that ends it.
+        tokens: Completion tokens that it brings, by our own count.
+        usage: The engine's count of the whole request so far, if the event has one.
+        finish: Why the answer ended, if the event says so.
+        done: Whether it is ``[DONE]``.
+        error: Whether the engine reports an error in its stream.
+    """
+
+    data: bytes
+    tokens: int = 0
+    usage: Usage | None = None
+    finish: FinishReason | None = None
+    done: bool = False
+    error: bool = False
+
+
+class EventSplitter:
+    """Cuts an engine's bytes into events; drops comments, which engines send as pings."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    @property
+    def is_between_events(self) -> bool:
+        """Whether no half event waits for its end."""
+        return not self._rest.strip()
+
+    def feed(self, data: bytes) -> list[AnswerEvent]:
+        """Return the events that are complete now.
+
+        Raises:
+            EngineGarbageError: If an event is too long or not what an answer consists of.
+        """
+        if b"\r" in data:
+            data = data.replace(b"\r", b"")
+        *blocks, self._rest = (self._rest + data).split(b"\n\n")
+        if len(self._rest) > EVENT_BYTES_MAX:
+            raise EngineGarbageError(f"an event of more than {EVENT_BYTES_MAX} bytes")
+        return [event for block in blocks if (event := _parse_block(block)) is not None]
+
+
+def _parse_block(block: bytes) -> AnswerEvent | None:
+    """Return the event of a block of lines, or None if it is a comment or empty."""
+    payload = _payload_of(block.strip(b"\n"))
+    if payload is None:
+        return None
+    if len(payload) + 8 > EVENT_BYTES_MAX:
+        raise EngineGarbageError(f"an event of {len(payload)} bytes")
+    if payload == _DONE:
+        return AnswerEvent(b"data: [DONE]\n\n", done=True)
+    try:
+        event = _decode_event(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EngineGarbageError(f"an event that is no completion chunk: {error}") from error
+    return AnswerEvent(
+        b"data: " + payload + b"\n\n",
+        tokens=sum(map(_says_something, event.choices)),
+        usage=_usage_of(event.usage),
+        finish=_finish_of(event.choices),
+        error=event.error != b"null",
+    )
+
+
+def _payload_of(block: bytes) -> bytes | None:
+    """Return the data of one event's lines, joined as the SSE standard has it."""
+    if block.startswith(_DATA) and b"\n" not in block:
+        return block[len(_DATA) :].strip(b" ")
+    parts = [
+        line[len(_DATA) :].strip(b" ") for line in block.split(b"\n") if line.startswith(_DATA)
+    ]
+    if not parts:
+        if any(line and not _is_ignorable(line) for line in block.split(b"\n")):
+            raise EngineGarbageError("a line that is no server-sent event")
+        return None
+    return b"\n".join(parts)
+
+
+def _is_ignorable(line: bytes) -> bool:
+    return line.startswith((b":", b"event:", b"id:", b"retry:"))
+
+
+def _says_something(choice: _Choice) -> bool:
+    delta = choice.delta
+    return bool(
+        delta.content
+        or delta.reasoning_content
+        or delta.refusal
+        or delta.tool_calls not in (b"null", b"[]")
+    )
+
+
+def _usage_of(usage: _Usage | None) -> Usage | None:
+    if usage is None:
+        return None
+    details = usage.prompt_tokens_details
+    cached = (details.cached_tokens or 0) if details is not None else 0
+    if not (
+        0 <= cached <= usage.prompt_tokens <= limits.TOKENS_MAX
+        and 0 <= usage.completion_tokens <= limits.TOKENS_MAX
+    ):
+        raise EngineGarbageError("a usage with impossible counts")
+    return Usage(usage.prompt_tokens, cached, usage.completion_tokens)
+
+
+def _finish_of(choices: list[_Choice]) -> FinishReason | None:
+    for choice in choices:
+        if choice.finish_reason is not None:
+            return _FINISH_REASONS.get(choice.finish_reason, FinishReason.STOP)
+    return None

@@ -1,0 +1,94 @@
+"""The llama.cpp child: ``python -m peer.host.engines.llamacpp_server OPTIONS_JSON``.
+
+It serves one model on a unix socket and writes one line on its standard output when it is ready
+or has failed (``launch.ChildReport``). It ends at once when its standard input is closed, which
+the kernel does when its parent dies however hard, and on SIGTERM, which keeps its default action:
+the server's own shutdown waits up to 30 s for open streams and has nothing to save.
+
+PR_SET_PDEATHSIG is not used: it fires when the *thread* that forked ends, and trio forks in a
+worker thread that lives for 10 s.
+"""
+
+import hashlib
+import os
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+import xllamacpp
+
+from peer.host.engines.launch import SSE_PING_S, ChildOptions, ChildReport
+
+_HTTP_THREADS_SPARE_COUNT = 4  # beside one per slot: health checks, counts
+
+
+def main() -> int:
+    """Serve until the parent is gone; return the exit status."""
+    report_to = _claim_output()
+    options = msgspec.json.decode(sys.argv[1], type=ChildOptions)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    try:
+        parameters = _parameters(options)
+        server = xllamacpp.Server(parameters)
+        digest = _file_sha256(Path(options.model))
+    except (RuntimeError, OSError, ValueError) as error:
+        _report(report_to, ChildReport(error=str(error)[:500] or "llama.cpp did not start"))
+        return 1
+    ready = ChildReport(
+        context_tokens=options.context_tokens,
+        threads=parameters.cpuparams.n_threads,
+        version=str(xllamacpp.__version__),
+        weights_sha256=digest,
+    )
+    _report(report_to, ready)
+    threading.Event().wait()  # until a signal or the watcher ends the process
+    del server
+    return 0
+
+
+def _parameters(options: ChildOptions) -> xllamacpp.CommonParams:
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = options.model
+    parameters.model_alias = {str(options.model_id)}  # /v1/models would name the file's path
+    parameters.hostnames = [options.socket]
+    parameters.n_parallel = options.slots
+    parameters.n_ctx = options.slots * options.context_tokens
+    parameters.kv_unified = False  # each request has its own context
+    parameters.n_threads_http = options.slots + _HTTP_THREADS_SPARE_COUNT
+    parameters.sse_ping_interval = SSE_PING_S
+    parameters.cpuparams.n_threads = options.threads or max(1, (os.cpu_count() or 2) // 2)
+    parameters.cpuparams.poll = 0
+    parameters.endpoint_slots = False  # it would show other clients' prompts
+    parameters.endpoint_props = False
+    parameters.ui = False
+    if options.template:
+        parameters.chat_template = options.template
+    return parameters
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _claim_output() -> int:
+    """Keep standard output for the report alone; what llama.cpp prints goes to the log."""
+    mine = os.dup(1)
+    os.dup2(2, 1)
+    return mine
+
+
+def _report(descriptor: int, report: ChildReport) -> None:
+    os.write(descriptor, msgspec.json.encode(report) + b"\n")
+
+
+def _leave_with_parent() -> None:
+    """Wait until standard input ends, then end the process without ceremony."""
+    while os.read(0, 4096):
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

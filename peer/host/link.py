@@ -1,0 +1,384 @@
+"""One gateway's link: turns session events into work, and work into frames.
+
+It owns the session, the gateway's account, and the requests that came over it. It is called from
+the link's pumps and from the loop's timers, never concurrently, and never blocks.
+"""
+
+import logging
+from typing import Protocol
+
+import trio
+
+from p2p import limits
+from p2p.errors import ErrorCode, RemoteProtocolError
+from p2p.overlay import Link
+from p2p.receipts.messages import WALLET_PROOF, Receipt
+from p2p.session import Role, Session, events
+from p2p.session.events import ErrorInfo, Event
+from p2p.signing import unseal
+from p2p.types import FinishReason, NetworkId, PublicKey
+from peer.host.admission import FREE_SLOTS_PER_PEER_COUNT
+from peer.host.books import Account, Books
+from peer.host.engines.api import EngineCall
+from peer.host.request import Phase, ServedRequest
+from peer.http.loop import Loop, Timer
+
+_LOG = logging.getLogger(__name__)
+_WINDOW_ABORT_S = limits.UNPAID_ABORT_NS / limits.SECOND_NS
+_WINDOW_ABORT_STRANGER_S = limits.STRANGER_UNPAID_ABORT_NS / limits.SECOND_NS
+_BATCH_WAIT_S = limits.RECEIPT_BATCH_WAIT_NS / limits.SECOND_NS
+
+
+class LinkServer(Protocol):
+    """What a link needs of the host."""
+
+    @property
+    def loop(self) -> Loop:
+        """Timers and turns."""
+
+    @property
+    def books(self) -> Books:
+        """The money."""
+
+    @property
+    def network_id(self) -> NetworkId:
+        """Our network."""
+
+    def now_ns(self) -> int:
+        """Return the wall clock."""
+
+    def quotes(self) -> list[bytes]:
+        """Return a fresh quote envelope for each offer."""
+
+    def quote_for(self, model_id: str) -> bytes | None:
+        """Return a fresh quote envelope, or None if the model is not offered."""
+
+    @property
+    def slots_free(self) -> int:
+        """Slots that a new request could have at once."""
+
+    def admit(self, link: "HostLink", event: events.RequestReceived) -> None:
+        """Take a request or refuse it on its channel."""
+
+    def start_engine(self, request: ServedRequest) -> EngineCall:
+        """Give a request to the engine."""
+
+    def pump(self) -> None:
+        """Start whoever can start now."""
+
+    def prompt_paid(self, request: ServedRequest) -> None:
+        """Put a request whose prompt is paid into the line for a slot."""
+
+    def request_over(self, request: ServedRequest, receipt: Receipt | None) -> None:
+        """Free what a request held, and count it."""
+
+    def claim_account(self, link: "HostLink", account: Account) -> None:
+        """Make this link the account's only one; an older link is reset."""
+
+    def link_over(self, link: "HostLink") -> None:
+        """Forget a link."""
+
+
+class HostLink:
+    """The host's end of one session; a ``p2p.overlay.LinkOwner``."""
+
+    def __init__(self, server: LinkServer, link: Link) -> None:
+        self._server = server
+        self.link = link
+        self.session = Session(Role.HOST, network_id=server.network_id, now_ns=_monotonic_ns())
+        self.requests: dict[int, ServedRequest] = {}
+        self.free_account = server.books.free_account()
+        self.account: Account | None = None
+        self.wallet_key: PublicKey | None = None
+        self.is_lost = False
+        self._held: dict[ServedRequest, None] = {}
+        self._unpaid_timer: Timer | None = None
+        self._batch_timer: Timer | None = None
+        self._liveness_timer: Timer | None = None
+        self._arm_liveness()
+
+    # -- the link (LinkOwner) ------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came and do all that follows from it."""
+        happened = self.session.receive_data(data, _monotonic_ns())
+        with self._server.loop.turn():
+            for event in happened:
+                self._handle(event)
+            self._arm_liveness()
+        self.flush()
+
+    def data_to_send(self) -> bytes:
+        """Return what waits."""
+        return self.session.data_to_send(_monotonic_ns())
+
+    def link_lost(self, reason: str) -> None:
+        """Stop all requests: what was sent is owed, what was held is dropped."""
+        if self.is_lost:
+            return
+        self.is_lost = True
+        self.session.link_lost()
+        with self._server.loop.turn():
+            for request in list(self.requests.values()):
+                request.cancel(FinishReason.DISCONNECTED)
+            self._sign_batches()
+            for timer in (self._unpaid_timer, self._liveness_timer):
+                if timer is not None:
+                    timer.cancel()
+            if self.account is not None:
+                self.account.customer.link_lost()
+        self._server.link_over(self)
+
+    def flush(self) -> None:
+        """Let the pump know if something waits."""
+        if not self.is_lost and self.session.has_output:
+            self.link.wake(urgent=self.session.urgent)
+
+    def say_goaway(self, reason: str) -> None:
+        """Ask the gateway for no new requests."""
+        if self.session.greeted and not self.is_lost:
+            self.session.send_goaway(reason)
+            self.flush()
+
+    # -- events --------------------------------------------------------------------------------
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case events.WindowOpened(channel):
+                self._window_opened(channel)
+            case events.RequestReceived():
+                self._server.admit(self, event)
+            case events.VoucherReceived(envelope):
+                self._take_voucher(envelope)
+            case events.CosignReceived(envelope):
+                self._take_cosignature(envelope)
+            case events.RequestCancelled(channel):
+                self._cancel(channel)
+            case _:
+                self._handle_rare(event)
+
+    def _handle_rare(self, event: Event) -> None:
+        match event:
+            case events.HelloReceived():
+                self._greet(event)
+            case events.AllowanceReceived(envelope):
+                self._take_allowance(envelope)
+            case events.QuoteAsked(model_id):
+                self._quote(model_id)
+            case events.PeerDead():
+                self.link.reset()
+            case _:
+                pass  # a suspicion or a goaway changes nothing here: gateways open, not we
+
+    def _greet(self, hello: events.HelloReceived) -> None:
+        vouchers: tuple[bytes, ...] = ()
+        if hello.wallet_proof:
+            self.wallet_key = self._check_proof(hello.wallet_proof)
+            vouchers = self._server.books.vouchers_of(self.wallet_key)
+        now_ns = self._server.now_ns()
+        self.session.send_hello(clock_ns=now_ns, vouchers=vouchers, slots=self._server.books.slots)
+        offset_ns = hello.clock_ns - now_ns
+        if abs(offset_ns) > limits.CLOCK_SKEW_NS_MAX:
+            message = f"our clocks are {abs(offset_ns) / limits.SECOND_NS:.0f} s apart"
+            self._say(ErrorInfo(code=ErrorCode.CLOCK_SKEW, message=message))
+            self.session.send_goaway(message)
+            return
+        for envelope in self._server.quotes():
+            self.session.send_quote(envelope, self._server.slots_free)
+
+    def _check_proof(self, envelope: bytes) -> PublicKey:
+        """Return the wallet key that the gateway proved to hold.
+
+        Raises:
+            RemoteProtocolError: If it proves nothing; the link is reset.
+        """
+        proof = unseal(WALLET_PROOF, envelope, network_id=self._server.network_id)
+        if proof.value.host_peer_id != self._server.books.host_id or (
+            proof.value.gateway_peer_id != self.link.remote
+        ):
+            raise RemoteProtocolError("a wallet proof for another pair of peers")
+        return proof.signer
+
+    def _quote(self, model_id: str) -> None:
+        envelope = self._server.quote_for(model_id)
+        if envelope is None:
+            message = f"this host does not serve {model_id[:100]}"
+            self._say(ErrorInfo(code=ErrorCode.MODEL_NOT_FOUND, message=message))
+        else:
+            self.session.send_quote(envelope, self._server.slots_free)
+
+    def _say(self, error: ErrorInfo) -> None:
+        self.session.send_session_error(error)
+
+    # -- money ---------------------------------------------------------------------------------
+
+    def _take_allowance(self, envelope: bytes) -> None:
+        taken = self._server.books.take_allowance(envelope, self.wallet_key)
+        if isinstance(taken, ErrorInfo):
+            self._say(taken)
+            return
+        account, _ = taken
+        if account is not self.account:
+            self._server.claim_account(self, account)
+            self.account = account
+        self._release_held()  # a raise may have been what they waited for
+
+    def _take_voucher(self, envelope: bytes) -> None:
+        refusal = self._server.books.take_voucher(
+            self.account, envelope, durable=self._voucher_durable
+        )
+        if refusal is not None:
+            self._say(refusal)
+
+    def _voucher_durable(self) -> None:
+        with self._server.loop.turn():
+            if self._unpaid_timer is not None:
+                self._unpaid_timer.cancel()
+                self._unpaid_timer = None
+            self._release_held()
+            self._server.pump()
+        self.flush()
+
+    def _release_held(self) -> None:
+        held, self._held = self._held, {}
+        for request in held:
+            if request.phase is Phase.UNPAID and not request.may_start():
+                self.held_for_money(request)
+            elif request.phase is Phase.UNPAID:
+                self._server.prompt_paid(request)
+            else:
+                request.release()
+
+    def held_for_money(self, request: ServedRequest) -> None:
+        """Wait for a voucher, but not for ever."""
+        self._held[request] = None
+        if self._unpaid_timer is None:
+            is_stranger = request.origin.account.customer.is_stranger
+            wait_ns = limits.STRANGER_UNPAID_ABORT_NS if is_stranger else limits.UNPAID_ABORT_NS
+            self._unpaid_timer = self._server.loop.call_later(
+                wait_ns / limits.SECOND_NS, self._unpaid_too_long
+            )
+
+    def _unpaid_too_long(self) -> None:
+        self._unpaid_timer = None
+        held, self._held = self._held, {}
+        if not held:
+            return
+        if self.account is not None:
+            self.account.customer.default()
+        _LOG.warning("a gateway did not pay in time; %d of its requests end", len(held))
+        error = ErrorInfo(code=ErrorCode.UNPAID, message="no voucher came in time")
+        for request in held:
+            request.fail(error, FinishReason.UNPAID)
+        self.flush()
+
+    def _take_cosignature(self, envelope: bytes) -> None:
+        problem = self._server.books.take_cosignature(envelope)
+        if problem:
+            _LOG.warning("a cosignature was not taken: %s", problem)
+
+    # -- requests (RequestOwner) ---------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        """Return the wall clock."""
+        return self._server.now_ns()
+
+    def start_engine(self, request: ServedRequest) -> EngineCall:
+        """Give the prepared body to the engine."""
+        return self._server.start_engine(request)
+
+    def held_for_window(self, request: ServedRequest) -> None:
+        """Wait for the gateway to read, but not for ever."""
+        if request.window_timer is None:
+            is_stranger = request.origin.account.customer.is_stranger
+            wait_s = _WINDOW_ABORT_STRANGER_S if is_stranger else _WINDOW_ABORT_S
+            request.window_timer = self._server.loop.call_later(
+                wait_s, lambda: self._unread_too_long(request)
+            )
+
+    def _unread_too_long(self, request: ServedRequest) -> None:
+        request.window_timer = None
+        message = "the answer was not read in time"
+        request.fail(
+            ErrorInfo(code=ErrorCode.CANCELLED, message=message), FinishReason.DISCONNECTED
+        )
+        self.flush()
+
+    def _window_opened(self, channel: int) -> None:
+        request = self.requests.get(channel)
+        if request is None:
+            return
+        if request.window_timer is not None:
+            request.window_timer.cancel()
+            request.window_timer = None
+        request.release()
+
+    def _cancel(self, channel: int) -> None:
+        request = self.requests.get(channel)
+        if request is not None:
+            request.cancel(FinishReason.CANCELLED)
+
+    def request_over(self, request: ServedRequest, receipt: Receipt | None) -> bytes:
+        """Forget a request; put its receipt into the chain and into the next batch."""
+        del self.requests[request.origin.channel]
+        self._held.pop(request, None)
+        if request.window_timer is not None:
+            request.window_timer.cancel()
+            request.window_timer = None
+        body = b""
+        if receipt is not None:
+            body = self._server.books.add_receipt(request.origin.account, receipt)
+            if self._batch_timer is None:
+                self._batch_timer = self._server.loop.call_later(_BATCH_WAIT_S, self._sign_batches)
+        self._server.request_over(request, receipt)
+        return body
+
+    def account_for(self, *, is_free: bool) -> Account:
+        """Return where a request is charged: at zero price, on this session's own account."""
+        if is_free or self.account is None:
+            return self.free_account
+        return self.account
+
+    @property
+    def is_free_full(self) -> bool:
+        """Whether this peer has all the requests at zero price that it may have."""
+        return self.free_account.customer.open_count >= FREE_SLOTS_PER_PEER_COUNT
+
+    def _sign_batches(self) -> None:
+        if self._batch_timer is not None:
+            self._batch_timer.cancel()
+            self._batch_timer = None
+        for account in (self.free_account, self.account):
+            if account is not None:
+                self._server.books.sign_batches(account, send=self._send_batch)
+
+    def _send_batch(self, envelope: bytes) -> None:
+        if not self.is_lost:
+            self.session.send_receipts(envelope)
+            self.flush()
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def _arm_liveness(self) -> None:
+        """Have the session looked at when it wants to be, if that is sooner than planned."""
+        due_ns = self.session.next_timer_ns()
+        if due_ns is None or self.is_lost:
+            return
+        wait_s = max(0.0, (due_ns - _monotonic_ns()) / limits.SECOND_NS)
+        timer = self._liveness_timer
+        if timer is not None and timer.action is not None:
+            if timer.deadline <= trio.current_time() + wait_s + 1e-3:
+                return
+            timer.cancel()
+        self._liveness_timer = self._server.loop.call_later(wait_s, self._look_alive)
+
+    def _look_alive(self) -> None:
+        self._liveness_timer = None
+        for event in self.session.handle_timer(_monotonic_ns()):
+            self._handle(event)
+        self._arm_liveness()
+        self.flush()
+
+
+def _monotonic_ns() -> int:
+    return int(trio.current_time() * limits.SECOND_NS)

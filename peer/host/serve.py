@@ -1,0 +1,352 @@
+"""The host's service: all links, the slots, the engine, and what the owner sees of them."""
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable
+from random import Random
+
+import trio
+
+from p2p import limits
+from p2p.clock import WallClock
+from p2p.errors import ErrorCode
+from p2p.overlay import Link
+from p2p.receipts.messages import Quote, Receipt
+from p2p.receipts.tab import OpenRefusal
+from p2p.session.events import ErrorInfo, RequestReceived
+from p2p.types import ID_BYTES, NetworkId, QuoteId, model_key
+from peer.host.admission import (
+    FREE_SLOTS_PER_ADDRESS_COUNT,
+    Circumstances,
+    HostState,
+    SlotQueue,
+    host_state,
+    refusal_of_state,
+    retry_after_ms,
+)
+from peer.host.books import Account, Books
+from peer.host.config import HostConfig
+from peer.host.engines.api import Engine, EngineCall, EngineState
+from peer.host.engines.parameters import EngineLimits, PreparedRequest, prepare_request
+from peer.host.link import HostLink
+from peer.host.pricing import OfferedModel, QuoteBook, find_offered, offer_model
+from peer.host.request import Origin, Phase, ServedRequest
+from peer.http.loop import Loop
+
+_LOG = logging.getLogger(__name__)
+
+LINKS_COUNT_MAX = 4096
+REQUEST_MS_DEFAULT = 5_000
+RECENT_REQUESTS_COUNT = 32
+
+
+class HostServer:
+    """Serves any number of links from one engine; a ``link.LinkServer``."""
+
+    def __init__(
+        self,
+        config: HostConfig,
+        *,
+        books: Books,
+        engine: Engine,
+        loop: Loop,
+        clock: WallClock,
+        rng: Random,
+    ) -> None:
+        self.config = config
+        self.books = books
+        self.engine = engine
+        self.loop = loop
+        self.links: dict[HostLink, None] = {}
+        self.queue: SlotQueue[ServedRequest] = SlotQueue(
+            slots=config.slots, queue_max=config.queue_max
+        )
+        self.counters: Counter[str] = Counter()
+        self.is_paused = False
+        self.is_drained = False
+        self.is_stopping = False
+        self.clock_offset_ns: int | None = None
+        self.on_change: Callable[[], None] = lambda: None
+        self._clock = clock
+        self._rng = rng
+        self._quotes = QuoteBook(books.key, config.network.network_id)
+        self._counting = 0
+        self._recent_ms: deque[int] = deque(maxlen=RECENT_REQUESTS_COUNT)
+        self._offered: tuple[OfferedModel, ...] = ()
+        self._offered_models: object = None
+        self._settled = trio.Event()
+
+    # -- what the host is and offers -----------------------------------------------------------
+
+    @property
+    def network_id(self) -> NetworkId:
+        """Our network."""
+        return self.config.network.network_id
+
+    def now_ns(self) -> int:
+        """Return the wall clock."""
+        return self._clock()
+
+    @property
+    def open_requests(self) -> int:
+        """How many requests are open on all links."""
+        return sum(len(link.requests) for link in self.links)
+
+    @property
+    def state(self) -> tuple[HostState, str]:
+        """What the host does with new requests, and why."""
+        prices = self.config.prices
+        is_free = not (
+            prices.in_micros_per_mtok or prices.out_micros_per_mtok or prices.minimum_micros
+        )
+        now = Circumstances(
+            is_stopping=self.is_stopping,
+            is_drained=self.is_drained,
+            is_paused=self.is_paused,
+            clock_offset_ns=self.clock_offset_ns,
+            clock_skew_ns_max=limits.CLOCK_SKEW_NS_MAX,
+            journal_trouble=self.books.journal.trouble,
+            is_engine_ready=self.engine.state is EngineState.READY,
+            has_keys=is_free or bool(self.books.settlement_keys),
+        )
+        return host_state(now, engine_detail=self.engine.detail, open_requests=self.open_requests)
+
+    @property
+    def offered(self) -> tuple[OfferedModel, ...]:
+        """What the engine serves now, at our prices."""
+        models = self.engine.models
+        if models != self._offered_models:
+            self._offered_models = models
+            self._offered = tuple(
+                offer_model(
+                    model,
+                    self.config.prices,
+                    licence=self.config.licence,
+                    quantization=self.config.quantization,
+                )
+                for model in models[: limits.RECORD_OFFERS_MAX]
+            )
+        return self._offered
+
+    @property
+    def slots_free(self) -> int:
+        """Slots that a new request could have at once."""
+        return self.queue.free if self.state[0] is HostState.SERVING else 0
+
+    def quotes(self) -> list[bytes]:
+        """Return a fresh quote envelope for each offer."""
+        return [self._quote(offered) for offered in self.offered]
+
+    def quote_for(self, model_id: str) -> bytes | None:
+        """Return a fresh quote envelope, or None if the model is not offered."""
+        offered = find_offered(self.offered, model_id)
+        return None if offered is None else self._quote(offered)
+
+    def _quote(self, offered: OfferedModel) -> bytes:
+        fresh_id = QuoteId(self._rng.randbytes(ID_BYTES))
+        return self._quotes.quote(offered.offer, fresh_id=fresh_id, now_ns=self.now_ns()).envelope
+
+    # -- links ---------------------------------------------------------------------------------
+
+    def accept_link(self, link: Link) -> HostLink:
+        """Own a link that a gateway opened."""
+        owner = HostLink(self, link)
+        self.links[owner] = None
+        if len(self.links) > LINKS_COUNT_MAX:
+            link.reset()
+        return owner
+
+    def claim_account(self, link: HostLink, account: Account) -> None:
+        """Make this link the account's only one.
+
+        A gateway that comes back while its old link still looks alive has lost that one.
+        """
+        for other in list(self.links):
+            if other is not link and other.account is account:
+                other.link.reset()
+                other.link_lost("the same wallet opened another link")
+
+    def link_over(self, link: HostLink) -> None:
+        """Forget a link."""
+        self.links.pop(link, None)
+        self.pump()
+
+    def say_goaway(self, reason: str) -> None:
+        """Ask all gateways for no new requests."""
+        for link in list(self.links):
+            link.say_goaway(reason)
+
+    # -- admission -----------------------------------------------------------------------------
+
+    def admit(self, link: HostLink, event: RequestReceived) -> None:
+        """Take a request, or refuse it on its channel."""
+        self.counters["requests_total"] += 1
+        outcome = self._judge(link, event)
+        if isinstance(outcome, ErrorInfo):
+            self.counters["refused_total"] += 1
+            link.session.fail(event.channel, outcome)
+            return
+        request = ServedRequest(link, outcome)
+        link.requests[event.channel] = request
+        self._counting += 1
+        self.engine.count_prompt(
+            outcome.body, lambda counted_tokens: self._prompt_counted(request, counted_tokens)
+        )
+
+    def _judge(self, link: HostLink, event: RequestReceived) -> Origin | ErrorInfo:
+        """Return the request's origin if it may come in, with its account opened for it."""
+        request, now_ns = event.request, self.now_ns()
+        refusal = refusal_of_state(*self.state) or self._refusal_of_rush()
+        if refusal is not None:
+            return refusal
+        quote = self._quotes.find(request.quote_id, now_ns)
+        if quote is None:
+            message = "this host gave no such quote, or it has expired"
+            return ErrorInfo(code=ErrorCode.QUOTE_EXPIRED, message=message)
+        prepared = self._prepare(event, quote)
+        if isinstance(prepared, ErrorInfo):
+            return prepared
+        if quote.is_free and (refusal := self._refusal_of_free(link)):
+            return refusal
+        account = link.account_for(is_free=quote.is_free)
+        refused = account.customer.open_request(
+            request.request_id, request.allowance_id, quote, now_ns=now_ns
+        )
+        if refused is not None:
+            return _account_refusal(refused)
+        return Origin(event.channel, request, quote, account, prepared.body, now_ns)
+
+    def _refusal_of_rush(self) -> ErrorInfo | None:
+        ahead = self.queue.waiting + self._counting
+        if self.queue.busy + ahead < self.queue.slots + self.queue.queue_max:
+            return None
+        wait_ms = retry_after_ms(ahead, self.queue.slots, self._request_ms())
+        message = f"all {self.queue.slots} slots are busy and {ahead} requests wait"
+        return ErrorInfo(code=ErrorCode.BUSY, message=message, retry_after_ms=wait_ms)
+
+    def _refusal_of_free(self, link: HostLink) -> ErrorInfo | None:
+        address = link.link.remote_address
+        from_address = sum(
+            other.free_account.customer.open_count
+            for other in self.links
+            if address and other.link.remote_address == address
+        )
+        if link.is_free_full or from_address >= FREE_SLOTS_PER_ADDRESS_COUNT:
+            message = "no more requests at zero price for you now"
+            return ErrorInfo(code=ErrorCode.RATE_LIMITED, message=message, retry_after_ms=1000)
+        return None
+
+    def _prepare(self, event: RequestReceived, quote: Quote) -> PreparedRequest | ErrorInfo:
+        """Return the engine's body, if the model is on offer and named by the quote."""
+        offered = find_offered(self.offered, quote.model_id)
+        if offered is None:
+            message = f"{quote.model_id} is no longer on offer here"
+            return ErrorInfo(code=ErrorCode.MODEL_NOT_FOUND, message=message)
+        bounds = EngineLimits(offered.model.name, offered.offer.output_tokens_max)
+        prepared = prepare_request(self.engine.parameter_table, event.request.body, bounds)
+        if isinstance(prepared, ErrorInfo):
+            return prepared
+        if model_key(prepared.model_id) != model_key(quote.model_id):
+            message = f"the request is for {prepared.model_id[:100]}, its quote is not"
+            return ErrorInfo(code=ErrorCode.MODEL_NOT_FOUND, message=message, param="model")
+        return prepared
+
+    def _prompt_counted(self, request: ServedRequest, counted_tokens: int | None) -> None:
+        self._counting -= 1
+        if request.phase is not Phase.COUNTING:
+            return  # cancelled meanwhile
+        with self.loop.turn():
+            request.count_prompt(counted_tokens)
+            offered = find_offered(self.offered, request.origin.quote.model_id)
+            if offered is not None and request.prompt_tokens >= offered.offer.context_tokens:
+                self._refuse_length(request, offered.offer.context_tokens)
+            elif not request.ask_payment():
+                self.prompt_paid(request)
+        request.owner.flush()
+
+    def _refuse_length(self, request: ServedRequest, context_tokens: int) -> None:
+        message = (
+            f"the prompt has {request.prompt_tokens} tokens; this host's context has "
+            f"{context_tokens} for prompt and answer together"
+        )
+        code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
+        request.refuse(ErrorInfo(code=code, message=message, param="messages"))
+
+    def prompt_paid(self, request: ServedRequest) -> None:
+        """Put a request into the line for a slot, or let it run at once."""
+        request.phase = Phase.WAITING
+        queued_before = self.queue.wait(request)
+        is_first = not queued_before and self.queue.free and self._may_run(request)
+        request.accepted(slots_free=self.queue.free, queued_before=0 if is_first else queued_before)
+        self.pump()
+
+    # -- slots ---------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Start whoever can start now."""
+        while (request := self.queue.next_ready(self._may_run)) is not None:
+            request.has_slot = True
+            request.run()
+            request.owner.flush()
+
+    def _may_run(self, request: ServedRequest) -> bool:
+        """Return whether the money allows it, and a stranger has a slot of its own left."""
+        if self.engine.state is not EngineState.READY or not request.may_start():
+            return False
+        customer = request.origin.account.customer
+        if not customer.is_stranger:
+            return True
+        account = request.origin.account
+        running = sum(
+            each.has_slot and each.origin.account is account
+            for link in self.links
+            for each in link.requests.values()
+        )
+        return running < limits.STRANGER_SLOTS_COUNT
+
+    def start_engine(self, request: ServedRequest) -> EngineCall:
+        """Give a request to the engine."""
+        return self.engine.start(request.origin.body, request)
+
+    def engine_changed(self) -> None:
+        """Start those who waited for the engine, and have the change announced."""
+        self.pump()
+        self.on_change()
+
+    def request_over(self, request: ServedRequest, receipt: Receipt | None) -> None:
+        """Free what a request held, and count it."""
+        self.queue.leave(request)
+        if receipt is not None:
+            self.counters["tokens_out_total"] += receipt.completion_tokens
+            took_ns = receipt.finished_at_ns - receipt.received_at_ns
+            self._recent_ms.append(took_ns // 1_000_000)
+        if request.is_error:
+            self.counters["errors_total"] += 1
+        if request.has_slot:
+            request.has_slot = False
+            self.queue.give_back()
+            self.loop.call_later(0, self.pump)  # not from inside the request that ends
+        if not self.open_requests:
+            self._settled.set()
+
+    def _request_ms(self) -> int:
+        if not self._recent_ms:
+            return REQUEST_MS_DEFAULT
+        return sum(self._recent_ms) // len(self._recent_ms)
+
+    async def wait_idle(self) -> None:
+        """Wait until no request is open."""
+        while self.open_requests:
+            self._settled = trio.Event()
+            await self._settled.wait()
+
+
+_ACCOUNT_CODES = {
+    OpenRefusal.DEFAULTED: ErrorCode.UNPAID,
+    OpenRefusal.REPEATED: ErrorCode.INVALID_REQUEST,
+}
+
+
+def _account_refusal(refused: OpenRefusal) -> ErrorInfo:
+    code = _ACCOUNT_CODES.get(refused, ErrorCode.ALLOWANCE_REFUSED)
+    return ErrorInfo(code=code, message=refused.value)
