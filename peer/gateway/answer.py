@@ -126,6 +126,7 @@ class AnswerReader:
         choices: ``n`` of the request.
         folds: Whether to gather a whole completion.
         text_bytes: Bytes of generated text so far, the measure of the counting bound.
+        has_token: Whether anything but roles and empty texts has come.
         finished: Choices that said why they ended.
         reasoning_tokens: What the usage chunk says of them.
     """
@@ -134,6 +135,7 @@ class AnswerReader:
     folds: bool = False
     head: AnswerHead = field(default_factory=AnswerHead)
     text_bytes: int = 0
+    has_token: bool = False
     finished: dict[int, str] = field(default_factory=dict)
     reasoning_tokens: int | None = None
     _rest: bytes = b""
@@ -201,7 +203,9 @@ class AnswerReader:
     def _read_choice(self, choice: _Choice, payload_bytes: int) -> None:
         if not 0 <= choice.index < self.choices:
             raise RemoteProtocolError(f"the answer holds choice {choice.index}, never asked for")
-        self.text_bytes += _text_bytes(choice.delta, payload_bytes)
+        count = _text_bytes(choice.delta, payload_bytes)
+        self.has_token |= bool(count) or choice.finish_reason is not None
+        self.text_bytes += count or 1  # a token may well show no text
         if self.text_bytes > ANSWER_BYTES_MAX:
             raise RemoteProtocolError("the answer is too long")
         folded = self._folded.get(choice.index)
@@ -251,14 +255,14 @@ def countable_bytes(text_bytes: int, *, choices: int, stop_bytes: int) -> int:
 
 
 def _text_bytes(delta: _Delta, payload_bytes: int) -> int:
-    """Return how many bytes of an event are generated text; at least 1, a token may show none."""
+    """Return how many bytes of an event are generated text."""
     if delta.tool_calls:
         return payload_bytes
     count = 0
     for text in (delta.content, delta.reasoning_content, delta.reasoning, delta.refusal):
         if text:
             count += len(text) if text.isascii() else len(text.encode(errors="replace"))
-    return count or 1
+    return count
 
 
 @dataclass(slots=True)

@@ -35,6 +35,7 @@ class Funding(enum.Enum):
 
     READY = "ready"
     FETCHING = "an allowance is being fetched"
+    WANTED = "no allowance yet"
     NO_CREDIT = "the account has no credit left"
     UNAVAILABLE = "settlement cannot be reached for an allowance"
 
@@ -46,6 +47,8 @@ class Candidate:
     Attributes:
         owner: Settlement's tag of its owner, or its own id.
         linked: Whether a greeted session to it is open.
+        pending: Whether a link or a quote is on its way.
+        trouble: Why it is not linked, or empty.
         suspected: Whether it has been silent for too long just now.
         quote: Its live quote for the model, or None.
         slots_free: What it last said; ``open_requests`` are ours on it.
@@ -57,12 +60,15 @@ class Candidate:
     data_policy: DataPolicy
     draining: bool
     linked: bool
+    pending: bool
     suspected: bool
+    trouble: str
     quote: Quote | None
     health: Health
     open_requests: int
     slots_free: int
     funding: Funding
+    funding_detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +83,17 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """A host that was left out, and why; ``soft`` ones may be waited for."""
+    """A host that was left out, and why.
+
+    Attributes:
+        funding: If money is all that it lacks: in which way.
+        pending: Whether the reason may pass within a moment.
+    """
 
     peer_id: PeerId
     reason: str
     funding: Funding | None = None
+    pending: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +140,7 @@ class Router:
         rested = [each for each in fitting if each.health.avoid_until_ns <= now_ns]
         tired = [each for each in fitting if each.health.avoid_until_ns > now_ns]
         if tired and rested:
-            excluded.extend(Excluded(each.peer_id, "failed lately") for each in tired)
+            excluded.extend(Excluded(each.peer_id, _tired_reason(each)) for each in tired)
         ranked = sorted(
             (_rank(each, ask) for each in rested or tired),
             key=lambda each: (each.expected_ms, each.candidate.peer_id),
@@ -179,8 +191,13 @@ def _filter(ask: Ask, candidates: Sequence[Candidate]) -> tuple[list[Candidate],
         reason = _objection(ask, each)
         if reason is not None:
             excluded.append(Excluded(each.peer_id, reason))
+        elif not each.linked or each.quote is None:
+            reason = each.trouble or ("no quote yet" if each.linked else "not connected")
+            excluded.append(Excluded(each.peer_id, reason, pending=each.pending))
         elif each.funding is not Funding.READY:
-            excluded.append(Excluded(each.peer_id, each.funding.value, each.funding))
+            reason = each.funding_detail or each.funding.value
+            pending = each.funding in (Funding.FETCHING, Funding.WANTED)
+            excluded.append(Excluded(each.peer_id, reason, each.funding, pending))
         else:
             fitting.append(each)
     return fitting, excluded
@@ -235,11 +252,11 @@ def _objection_of_state(ask: Ask, host: Candidate) -> str | None:
         return f"banned: {host.health.last_error}"
     if host.draining:
         return "draining"
-    if not host.linked:
-        return host.health.last_error or "not connected"
-    if host.suspected:
-        return "silent for too long"
-    return None if host.quote is not None else "no quote yet"
+    return "silent for too long" if host.suspected else None
+
+
+def _tired_reason(host: Candidate) -> str:
+    return f"failed lately: {host.health.last_error}" if host.health.last_error else "busy lately"
 
 
 def _is_over(price: int, cap: int | None) -> bool:

@@ -1,0 +1,272 @@
+"""The gateway's HTTP face: OpenAI's paths, and our own beside them."""
+
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import parse_qs, unquote
+
+import msgspec
+
+from peer.gateway import ratelimit, views
+from peer.gateway.calls import KIND_REQUEST, Call
+from peer.gateway.dispatch import Dispatcher
+from peer.gateway.guard import Guard, bearer
+from peer.gateway.hosts import HostTable
+from peer.gateway.journal import Journal
+from peer.gateway.keys import KeyInfo, KeyStore, shorten
+from peer.gateway.openai_api import parse_chat
+from peer.gateway.openai_errors import (
+    ApiError,
+    BadRequestError,
+    invalid_key,
+    invalid_request,
+    model_not_found,
+    rate_limited,
+)
+from peer.gateway.ratelimit import Bucket
+from peer.gateway.sinks import JSON_TYPE, FoldSink, StreamSink, Trail
+from peer.http.exchange import Exchange
+from peer.http.messages import HttpRequest
+
+ANSWER_ID_BYTES = 16
+BUCKETS_COUNT_MAX = 4096
+Spawn = Callable[[Callable[[], Awaitable[None]]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a key may use if it has no limits of its own: a guard against runaway loops."""
+
+    requests_per_minute: int = 600_000
+    tokens_per_minute: int = 60_000_000
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One request on its way in."""
+
+    request: HttpRequest
+    exchange: Exchange
+    answer_id: str
+    arrived_ns: int
+    limit_headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Buckets:
+    requests: Bucket
+    tokens: Bucket
+
+
+@dataclass
+class GatewayHandler:
+    """Implements ``peer.http``'s Handler.
+
+    Attributes:
+        spawn: Starts one of the few answers that must wait for the disk.
+    """
+
+    dispatcher: Dispatcher
+    table: HostTable
+    keys: KeyStore
+    journal: Journal
+    guard: Guard
+    rates: Rates
+    now: Callable[[], int]
+    spawn: Spawn
+    started_at_s: int = 0
+    _buckets: dict[str, _Buckets] = field(default_factory=dict)
+
+    def handle(self, request: HttpRequest, exchange: Exchange) -> None:
+        """Answer a request now or later."""
+        answer_id = "req_" + secrets.token_hex(ANSWER_ID_BYTES)
+        visit = _Visit(request, exchange, answer_id, self.now())
+        try:
+            self._route(visit)
+        except BadRequestError as error:
+            self._respond_error(visit, error.error)
+
+    # -- the way in ------------------------------------------------------------------------------
+
+    def _route(self, visit: _Visit) -> None:
+        request = visit.request
+        objection = self.guard.objection(request.headers)
+        if objection is not None:
+            raise BadRequestError(objection)
+        path = unquote(request.path).rstrip("/") or "/"
+        if path == "/health":
+            self._require_method(visit, "GET")
+            return self._respond(visit, views.health(self.table, self.journal))
+        if not path.startswith("/v1/"):
+            raise BadRequestError(_unknown_path(request))
+        key = self._authenticate(visit)
+        if path.startswith("/v1/models/"):
+            self._require_method(visit, "GET")
+            return self._one_model(visit, path.removeprefix("/v1/models/"))
+        route = _ROUTES.get(path)
+        if route is None:
+            raise BadRequestError(_unknown_path(request))
+        method, serve = route
+        self._require_method(visit, method)
+        return serve(self, visit, key)
+
+    def _authenticate(self, visit: _Visit) -> KeyInfo:
+        text = bearer(visit.request.headers)
+        key = self.keys.find(text, now_ns=self.now()) if text else None
+        if key is None:
+            raise BadRequestError(invalid_key(shorten(text)))
+        return key
+
+    def _require_method(self, visit: _Visit, method: str) -> None:
+        if visit.request.method not in (method, "HEAD" if method == "GET" else method):
+            message = f"{visit.request.path} takes {method}, not {visit.request.method}."
+            raise BadRequestError(invalid_request(message, code="method_not_allowed", status=405))
+
+    def _require_json(self, visit: _Visit) -> None:
+        headers = visit.request.headers
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != JSON_TYPE or headers.get("content-encoding", "identity") != "identity":
+            raise BadRequestError(
+                invalid_request(
+                    "Send the body as 'content-type: application/json', uncompressed.",
+                    code="unsupported_media_type",
+                    status=415,
+                )
+            )
+
+    def _admit(self, visit: _Visit, key: KeyInfo) -> _Buckets:
+        """Count a request against its key.
+
+        Raises:
+            BadRequestError: If the key is over its rate.
+        """
+        buckets = self._buckets_of(key)
+        now_ns = self.now()
+        requests = buckets.requests.take(1, now_ns=now_ns)
+        tokens = buckets.tokens.standing(0, now_ns=now_ns)
+        visit.limit_headers = {
+            **ratelimit.headers("requests", requests),
+            **ratelimit.headers("tokens", tokens),
+        }
+        for standing, unit in ((requests, "requests"), (tokens, "tokens")):
+            if not standing.admitted:
+                wait_ms = -(-standing.retry_after_ns // 1_000_000)
+                message = f"Rate limit reached for {unit}: {standing.limit} per minute and key."
+                raise BadRequestError(rate_limited(message, wait_ms))
+        return buckets
+
+    def _buckets_of(self, key: KeyInfo) -> _Buckets:
+        buckets = self._buckets.get(key.key_id)
+        if buckets is None:
+            if len(self._buckets) >= BUCKETS_COUNT_MAX:
+                del self._buckets[next(iter(self._buckets))]
+            rates = self.rates
+            buckets = self._buckets[key.key_id] = _Buckets(
+                Bucket(key.requests_per_minute or rates.requests_per_minute),
+                Bucket(key.tokens_per_minute or rates.tokens_per_minute),
+            )
+        return buckets
+
+    # -- the paths -------------------------------------------------------------------------------
+
+    def _chat(self, visit: _Visit, key: KeyInfo) -> None:
+        self._require_json(visit)
+        buckets = self._admit(visit, key)
+        request = parse_chat(visit.request.body)
+        call = Call(
+            answer_id=visit.answer_id,
+            request=request,
+            kind=KIND_REQUEST,
+            arrived_ns=visit.arrived_ns,
+        )
+        trail = Trail(
+            headers=lambda: self._headers(visit),
+            used=lambda tokens: buckets.tokens.charge(tokens, now_ns=self.now()),
+        )
+        sink: StreamSink | FoldSink
+        if request.stream:
+            sink = StreamSink(visit.exchange, trail, include_usage=request.include_usage)
+        else:
+            sink = FoldSink(visit.exchange, trail)
+        sink.attach(self.dispatcher.submit(call, sink))
+
+    def _preview(self, visit: _Visit, key: KeyInfo) -> None:
+        self._require_json(visit)
+        self._admit(visit, key)
+        request = parse_chat(visit.request.body)
+        call = Call(
+            answer_id=visit.answer_id,
+            request=request,
+            kind=KIND_REQUEST,
+            arrived_ns=visit.arrived_ns,
+        )
+        decisions = self.dispatcher.preview(call)
+        self._respond(visit, views.preview(decisions, self.dispatcher.router.policy))
+
+    def _models(self, visit: _Visit, key: KeyInfo) -> None:
+        self._respond(visit, views.models(self.table, self.started_at_s))
+
+    def _one_model(self, visit: _Visit, name: str) -> None:
+        model = views.model(self.table, name, self.started_at_s)
+        if model is None:
+            raise BadRequestError(model_not_found(name[:256], sorted(self.table.models())))
+        self._respond(visit, model)
+
+    def _hosts(self, visit: _Visit, key: KeyInfo) -> None:
+        self._respond(visit, views.hosts(self.table))
+
+    def _generation(self, visit: _Visit, key: KeyInfo) -> None:
+        name = parse_qs(visit.request.query).get("id", [""])[0]
+        if not name:
+            raise BadRequestError(
+                invalid_request(
+                    "Missing required parameter: 'id'.",
+                    param="id",
+                    code="missing_required_parameter",
+                )
+            )
+        self.spawn(lambda: self._answer_generation(visit, name.removeprefix("gen-")))
+
+    async def _answer_generation(self, visit: _Visit, name: str) -> None:
+        entry = await self.journal.find_usage(name)
+        if entry is None:
+            error = invalid_request(
+                f"No generation '{name[:100]}' here.", code="not_found", status=404
+            )
+            return self._respond_error(visit, error)
+        proof = await self.journal.find_proof(bytes.fromhex(entry.request_id))
+        return self._respond(visit, views.generation(entry, proof))
+
+    # -- the way out -----------------------------------------------------------------------------
+
+    def _headers(self, visit: _Visit) -> dict[str, str]:
+        return {
+            "x-request-id": visit.answer_id,
+            "openai-processing-ms": str((self.now() - visit.arrived_ns) // 1_000_000),
+            "openai-version": "2020-10-01",
+            **visit.limit_headers,
+        }
+
+    def _respond(self, visit: _Visit, body: object) -> None:
+        headers = {**self._headers(visit), "content-type": JSON_TYPE}
+        visit.exchange.respond(200, headers, msgspec.json.encode(body))
+
+    def _respond_error(self, visit: _Visit, error: ApiError) -> None:
+        headers = {**self._headers(visit), **error.headers(), "content-type": JSON_TYPE}
+        visit.exchange.respond(error.status, headers, error.body())
+
+
+def _unknown_path(request: HttpRequest) -> ApiError:
+    return invalid_request(
+        f"Invalid URL ({request.method} {request.path[:200]})", code="unknown_url", status=404
+    )
+
+
+_Serve = Callable[[GatewayHandler, _Visit, KeyInfo], None]
+_ROUTES: Mapping[str, tuple[str, _Serve]] = {
+    "/v1/chat/completions": ("POST", GatewayHandler._chat),
+    "/v1/models": ("GET", GatewayHandler._models),
+    "/v1/hosts": ("GET", GatewayHandler._hosts),
+    "/v1/generation": ("GET", GatewayHandler._generation),
+    "/v1/route/preview": ("POST", GatewayHandler._preview),
+}

@@ -1,0 +1,476 @@
+"""One host's session: the bytes of its link, the channels on it, and the money for them.
+
+All of it runs in callbacks of the link's pumps and of one slow timer: no task belongs to a
+request. Whatever the host says is checked before it counts; what it may not do bans it.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import singledispatchmethod
+from typing import Protocol
+
+from p2p import limits
+from p2p.clock import WallClock
+from p2p.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from p2p.overlay import Link
+from p2p.receipts.chain import decode_receipt
+from p2p.receipts.counting import CountRefusal
+from p2p.receipts.messages import (
+    CLOSE,
+    COSIGNATURE,
+    QUOTE,
+    RECEIPT_BATCH,
+    VOUCHER,
+    WALLET_PROOF,
+    Quote,
+    Receipt,
+    WalletProof,
+)
+from p2p.session import Role, Session, events
+from p2p.session.events import ErrorInfo, Event, OutgoingRequest
+from p2p.signing import seal, unseal
+from p2p.types import Digest, NetworkId, PeerId, RequestId, model_key, sha256
+from peer.gateway.calls import ChannelOwner, Ended
+from peer.gateway.wallet import Purse, Wallet
+
+LOG = logging.getLogger(__name__)
+
+QUOTE_MARGIN_NS = 30 * limits.SECOND_NS
+Turn = Callable[[], AbstractContextManager[None]]
+
+
+class LinkWatcher(Protocol):
+    """Who must know how a link fares."""
+
+    def link_ready(self, link: "HostLink") -> None:
+        """Both sides have greeted each other, or a quote came: it may be used."""
+
+    def link_over(self, link: "HostLink", reason: str) -> None:
+        """It is gone."""
+
+    def host_cheated(self, link: "HostLink", reason: str) -> None:
+        """The host claimed what cannot be, or broke the rules of money."""
+
+
+@dataclass(slots=True)
+class _Channel:
+    """A request on the link."""
+
+    request: OutgoingRequest
+    owner: ChannelOwner
+    slack_bytes: int
+    answer_hash: "hashlib._Hash"
+    refused: str = ""
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkContext:
+    """What all links of a gateway share."""
+
+    network_id: NetworkId
+    gateway: PeerId
+    wallet: Wallet
+    clock: WallClock
+    now: Callable[[], int]
+    turn: Turn
+    watcher: LinkWatcher
+
+
+class HostLink:
+    """Implements ``p2p.overlay.LinkOwner`` for the bytes and ``HostPort`` for the dispatcher.
+
+    Attributes:
+        quotes: The latest quote per model.
+        slots_free: What the host last said; -1 before it said anything.
+    """
+
+    def __init__(self, context: LinkContext, link: Link, models: tuple[str, ...]) -> None:
+        self._context = context
+        self._link = link
+        self._models = models
+        self._session = Session(Role.GATEWAY, network_id=context.network_id, now_ns=context.now())
+        self._purse: Purse = context.wallet.purse(link.remote)
+        self._channels: dict[int, _Channel] = {}
+        self._unbatched: dict[Digest, bytes] = {}
+        self._opened_ns = context.now()
+        self._heard_ns = self._opened_ns
+        self._asked_ns: dict[str, int] = {}
+        self._over = False
+        self.quotes: dict[str, Quote] = {}
+        self.slots_free = -1
+        self.slots = 0
+        self.round_trip_ns: int | None = None
+        self._greet()
+
+    # -- what the dispatcher and the host table see ----------------------------------------------
+
+    @property
+    def peer_id(self) -> PeerId:
+        """The host."""
+        return self._link.remote
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether new requests may go out."""
+        session = self._session
+        return session.greeted and not session.going_away and not self._over
+
+    @property
+    def is_suspected(self) -> bool:
+        """Whether the host is silent for too long right now."""
+        return self._session.suspected
+
+    @property
+    def open_requests(self) -> int:
+        """How many requests run on it."""
+        return len(self._channels)
+
+    def quote(self, model: str) -> Quote | None:
+        """Return the live quote for a model, or None."""
+        quote = self.quotes.get(model_key(model))
+        if quote is None or quote.expires_at_ns - QUOTE_MARGIN_NS < self._context.clock():
+            return None
+        return quote
+
+    def open(
+        self, request: OutgoingRequest, quote: Quote, owner: ChannelOwner, *, slack_bytes: int
+    ) -> int | None:
+        """Send a request; return its channel, or None if the link can't take it now."""
+        if not self.is_usable or not self._session.can_open(len(request.body)):
+            return None
+        self._purse.account.open_request(
+            request.request_id,
+            request.allowance_id,
+            quote,
+            len(request.body),
+            request.choices,
+        )
+        channel = self._session.open_request(request)
+        answer_hash = hashlib.sha256(request.salt)
+        self._channels[channel] = _Channel(request, owner, slack_bytes, answer_hash)
+        self._wake()
+        return channel
+
+    def cancel(self, channel: int) -> None:
+        """Give a request up; its end still comes."""
+        held = self._channels.get(channel)
+        if held is not None and not held.cancelled:
+            held.cancelled = True
+            self._purse.account.cancel(held.request.request_id)
+            self._session.cancel(channel)
+            self._wake()
+
+    def consumed(self, channel: int, count_bytes: int) -> None:
+        """Open the channel's window again."""
+        if channel in self._channels:
+            self._session.consumed(channel, count_bytes)
+            self._wake()
+
+    def show_allowance(self) -> None:
+        """Send the current allowance, a new one or a raise, and pay what waited for it."""
+        if self.is_usable and self._purse.current is not None:
+            self._session.send_allowance(self._purse.current.envelope)
+            self._settle_up(idle=False)
+            self._wake()
+
+    def ask_quotes(self, models: tuple[str, ...]) -> None:
+        """Ask for fresh quotes; the host may offer other models than before."""
+        self._models = models
+        if self.is_usable:
+            for model in models:
+                self._session.ask_quote(model)
+            self._wake()
+
+    def tick(self) -> None:
+        """Do what is due: pings, a voucher for the rest, a new quote before the old one ends."""
+        if self._over:
+            return
+        now_ns = self._context.now()
+        with self._context.turn():
+            due_ns = self._session.next_timer_ns()
+            if due_ns is not None and due_ns <= now_ns:
+                for event in self._session.handle_timer(now_ns):
+                    self._take(event)
+            if now_ns - self._heard_ns >= limits.VOUCHER_IDLE_NS:
+                self._settle_up(idle=True)
+            self._renew_quotes(now_ns)
+            self._wake()
+
+    def close(self, reason: str) -> None:
+        """Say goodbye; what waits is written first."""
+        if not self._over:
+            self._settle_up(idle=True)
+            if self._session.greeted:
+                self._session.send_goaway(reason)
+            self._wake()
+            self._link.close()
+
+    # -- LinkOwner -------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes that came; a host that breaks the protocol loses the link."""
+        with self._context.turn():
+            self._heard_ns = self._context.now()
+            for event in self._session.receive_data(data, self._heard_ns):
+                self._take(event)
+            self._settle_up(idle=not self._channels)
+            self._wake()
+
+    def data_to_send(self) -> bytes:
+        """Return all that waits to be sent."""
+        return self._session.data_to_send(self._context.now())
+
+    def link_lost(self, reason: str) -> None:
+        """Fail what is open; what was counted stays owed."""
+        self._over = True
+        with self._context.turn():
+            for event in self._session.link_lost():
+                self._take(event)
+            self._context.watcher.link_over(self, reason)
+
+    # -- events ----------------------------------------------------------------------------------
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, events.ChunkReceived):  # nearly all events are chunks
+            self._on_chunk(event)
+        else:
+            self._on(event)
+
+    @singledispatchmethod
+    def _on(self, event: Event) -> None:
+        raise LocalProtocolError(f"a gateway's session has no {type(event).__name__}")
+
+    def _greet(self) -> None:
+        self._purse.account.new_link()
+        proof = WalletProof(
+            network_id=self._context.network_id,
+            host_peer_id=self.peer_id,
+            gateway_peer_id=self._context.gateway,
+            issued_at_ns=self._context.clock(),
+        )
+        self._session.send_hello(
+            clock_ns=self._context.clock(),
+            wallet_proof=seal(self._purse.key, WALLET_PROOF, proof),
+        )
+        self._wake()
+
+    @_on.register
+    def _on_hello(self, event: events.HelloReceived) -> None:
+        skew_ns = abs(event.clock_ns - self._context.clock())
+        if skew_ns > limits.CLOCK_SKEW_NS_MAX:
+            raise RemoteProtocolError(
+                f"its clock and ours are {skew_ns // limits.SECOND_NS} s apart; at most "
+                f"{limits.CLOCK_SKEW_NS_MAX // limits.SECOND_NS} s are allowed"
+            )
+        self.round_trip_ns = self._context.now() - self._opened_ns
+        self.slots = event.slots
+        for envelope in event.vouchers:
+            voucher = unseal(VOUCHER, envelope, network_id=self._context.network_id)
+            if self._purse.account.allowance(voucher.value.allowance_id) is not None:
+                self._purse.account.restore_best(voucher)
+        if self._purse.current is not None:
+            self._session.send_allowance(self._purse.current.envelope)
+        for model in self._models:
+            self._session.ask_quote(model)
+        self._context.watcher.link_ready(self)
+
+    @_on.register
+    def _on_quote(self, event: events.QuoteReceived) -> None:
+        signed = unseal(QUOTE, event.envelope, network_id=self._context.network_id)
+        quote = signed.value
+        if signed.signer_id != self.peer_id or quote.host_peer_id != self.peer_id:
+            raise RemoteProtocolError("a quote that its host did not sign")
+        if quote.not_before_ns - limits.CLOCK_SKEW_NS_MAX > self._context.clock():
+            raise RemoteProtocolError("a quote from the future: check clocks")
+        self.slots_free = event.slots_free
+        if len(self.quotes) >= limits.SESSION_QUOTES_MAX:
+            self.quotes.clear()
+        self.quotes[model_key(quote.model_id)] = quote
+        self._context.watcher.link_ready(self)
+
+    @_on.register
+    def _on_accepted(self, event: events.RequestAccepted) -> None:
+        self.slots_free = event.slots_free
+        held = self._channels.get(event.channel)
+        if held is not None:
+            held.owner.accepted(event.queued_before)
+
+    @_on.register
+    def _on_due(self, event: events.DueReceived) -> None:
+        held = self._channels.get(event.channel)
+        if held is not None:
+            account, request_id = self._purse.account, held.request.request_id
+            refusal = account.due(request_id, event.prompt_tokens, event.micros)
+            self._refuse_count(event.channel, held, refusal)
+
+    @_on.register
+    def _on_started(self, event: events.RequestStarted) -> None:
+        held = self._channels.get(event.channel)
+        if held is not None:
+            account, request_id = self._purse.account, held.request.request_id
+            refusal = account.started(request_id, event.prompt_tokens)
+            held.owner.started(event.prompt_tokens)
+            self._refuse_count(event.channel, held, refusal)
+
+    def _on_chunk(self, event: events.ChunkReceived) -> None:
+        held = self._channels.get(event.channel)
+        if held is None:
+            return
+        held.answer_hash.update(event.data)
+        counted = self._owner_reads(event, held) + held.slack_bytes
+        held.slack_bytes = 0
+        refusal = self._purse.account.chunk(
+            held.request.request_id, counted, event.completion_tokens
+        )
+        self._refuse_count(event.channel, held, refusal)
+
+    def _owner_reads(self, event: events.ChunkReceived, held: _Channel) -> int:
+        """Let the owner read a chunk; an answer that is none fails the request, not the link."""
+        if held.refused:
+            self._session.consumed(event.channel, len(event.data))
+            return 0
+        try:
+            return held.owner.chunk(event.data)
+        except RemoteProtocolError as error:
+            self._refuse(event.channel, held, str(error))
+            return 0
+
+    def _refuse_count(self, channel: int, held: _Channel, refusal: CountRefusal | None) -> None:
+        if refusal is not None and not held.refused:
+            self._refuse(channel, held, str(refusal))
+            self._context.watcher.host_cheated(self, str(refusal))
+
+    def _refuse(self, channel: int, held: _Channel, reason: str) -> None:
+        """Take no more of an answer; its end must still come, and is accounted for."""
+        held.refused = reason
+        self.cancel(channel)
+        error = ErrorInfo(code=ErrorCode.ENGINE_FAILED, message=reason)
+        held.owner.failed(error, final=False)
+
+    @_on.register
+    def _on_failed(self, event: events.RequestFailed) -> None:
+        held = self._channels.get(event.channel)
+        if held is None:
+            return
+        if event.error.code is ErrorCode.UNPAID:
+            self._purse.account.distrusted()
+        if event.error.code is ErrorCode.QUOTE_EXPIRED:
+            self.quotes.clear()
+            self.ask_quotes(self._models)
+        if event.final:
+            del self._channels[event.channel]
+            if self._over:
+                self._purse.account.fail(held.request.request_id)
+            else:
+                self._purse.account.forget(held.request.request_id)
+            self._release(held.request.request_id)
+        held.owner.failed(event.error, final=event.final)
+
+    @_on.register
+    def _on_ended(self, event: events.RequestEnded) -> None:
+        held = self._channels.pop(event.channel, None)
+        if held is None:
+            return
+        receipt = decode_receipt(event.receipt)
+        refusal = self._purse.account.finish(held.request.request_id, receipt)
+        self._keep_receipt(event.receipt)
+        self._release(held.request.request_id)
+        different = held.refused or (str(refusal) if refusal else "")
+        different = different or self._other_content(held, receipt)
+        if refusal is not None and not held.refused:
+            self._context.watcher.host_cheated(self, str(refusal))
+        held.owner.ended(Ended(receipt, different))
+
+    def _keep_receipt(self, body: bytes) -> None:
+        self._unbatched[sha256(body)] = body
+        if len(self._unbatched) > limits.UNBATCHED_RECEIPTS_MAX:
+            del self._unbatched[next(iter(self._unbatched))]
+
+    def _other_content(self, held: _Channel, receipt: Receipt) -> str:
+        """Return what the receipt's hashes say against it; a dispute would fail on them."""
+        request_hash = sha256(held.request.salt, held.request.body)
+        if receipt.request_hash != request_hash:
+            return "the receipt is of another request body"
+        if receipt.answer_hash != Digest(held.answer_hash.digest()):
+            return "the receipt is of another answer"
+        return ""
+
+    def _release(self, request_id: RequestId) -> None:
+        self._context.wallet.release(self.peer_id, request_id)
+
+    @_on.register
+    def _on_receipts(self, event: events.ReceiptsReceived) -> None:
+        batch = unseal(RECEIPT_BATCH, event.envelope, network_id=self._context.network_id)
+        bodies = [self._unbatched.pop(digest, b"") for digest in batch.value.receipt_digests]
+        cosignature = self._purse.account.check_batch(batch)
+        if cosignature is None:
+            return
+        envelope = seal(self._purse.key, COSIGNATURE, cosignature)
+        receipts = [(decode_receipt(body), body) for body in bodies]
+        self._context.wallet.journal.put_batch(
+            batch, receipts, envelope, durable=lambda: self._send_cosign(envelope)
+        )
+
+    @_on.register
+    def _on_close(self, event: events.CloseReceived) -> None:
+        signed = unseal(CLOSE, event.envelope, network_id=self._context.network_id)
+        if signed.signer_id != self.peer_id or signed.value.host_peer_id != self.peer_id:
+            raise RemoteProtocolError("a close that its host did not sign")
+        allowance_id = signed.value.allowance_id
+        if self._purse.account.allowance(allowance_id) is not None:
+            self._context.wallet.closed(self._purse, allowance_id, event.envelope)
+
+    @_on.register
+    def _on_session_error(self, event: events.SessionErrorReceived) -> None:
+        LOG.warning("host %s says: %s", self.peer_id, event.error.message)
+        if event.error.allowance_id and event.error.code is ErrorCode.ALLOWANCE_REFUSED:
+            self._context.wallet.drop(self._purse, event.error.allowance_id)
+
+    @_on.register
+    def _on_goaway(self, event: events.GoawayReceived) -> None:
+        LOG.info("host %s takes no new requests: %s", self.peer_id, event.reason)
+        self._context.watcher.link_ready(self)
+
+    @_on.register
+    def _on_suspected(self, event: events.PeerSuspected) -> None:
+        self._context.watcher.link_ready(self)
+
+    @_on.register
+    def _on_dead(self, event: events.PeerDead) -> None:
+        LOG.warning("host %s is silent; its link is given up", self.peer_id)
+        self._link.reset()
+
+    # -- money and output ------------------------------------------------------------------------
+
+    def _settle_up(self, *, idle: bool) -> None:
+        if self._session.greeted and not self._over:
+            self._context.wallet.pay(self._purse, idle=idle, send=self._send_voucher)
+
+    def _send_voucher(self, envelope: bytes) -> None:
+        if not self._over:
+            self._session.send_voucher(envelope)
+            self._wake(urgent=True)
+
+    def _send_cosign(self, envelope: bytes) -> None:
+        if not self._over:
+            self._session.send_cosign(envelope)
+            self._wake()
+
+    def _renew_quotes(self, now_ns: int) -> None:
+        if not self.is_usable:
+            return
+        for model in self._models:
+            quote = self.quotes.get(model_key(model))
+            left_ns = quote.expires_at_ns - self._context.clock() if quote else 0
+            asked_ns = self._asked_ns.get(model, self._opened_ns)
+            if left_ns < limits.QUOTE_RENEW_NS and now_ns - asked_ns > limits.CONNECT_NS_MAX:
+                self._asked_ns[model] = now_ns
+                self._session.ask_quote(model)
+
+    def _wake(self, *, urgent: bool = False) -> None:
+        if self._session.has_output and not self._over:
+            self._link.wake(urgent=urgent or self._session.urgent)
