@@ -35,6 +35,7 @@ LOG = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 _WAIT_S = limits.CONNECT_NS_MAX / 1e9
+_STOP_S_MAX = 2.0
 
 
 class _Outcome(Generic[ResultT]):
@@ -241,6 +242,7 @@ async def open_node(config: NodeConfig) -> AsyncIterator[Libp2pNode]:
     async with AsyncExitStack() as stack:
         stack.callback(_cancel_identify, host)
         await stack.enter_async_context(host.run([Multiaddr(text) for text in config.listen]))
+        stack.push_async_callback(_close_connections, host)
         if len(host.get_transport_addrs()) < len(config.listen):
             raise AddressInUseError(f"cannot listen on {', '.join(config.listen)}")
         tasks = await stack.enter_async_context(trio.open_nursery())
@@ -256,6 +258,15 @@ async def open_node(config: NodeConfig) -> AsyncIterator[Libp2pNode]:
         tasks.start_soon(node.watch_connections)
         tasks.start_soon(directory.run)
         yield node
+
+
+async def _close_connections(host: NodeHost) -> None:
+    """Close the sockets, which libp2p leaves open if the node was cancelled."""
+    with trio.CancelScope(deadline=trio.current_time() + _STOP_S_MAX, shield=True):
+        async with trio.open_nursery() as nursery:
+            for connection in swarm_of(host).get_connections():
+                if isinstance(connection.muxed_conn, NodeYamux):
+                    nursery.start_soon(connection.muxed_conn.abort)
 
 
 def _cancel_identify(host: NodeHost) -> None:

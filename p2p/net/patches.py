@@ -9,9 +9,10 @@ moves one of these names fails at once and says which.
 3. Yamux answers every read with a window update: at most 1,250 requests/s. We send one when half
    of the window was consumed.
 4. Yamux pings, but a missing answer changes nothing. Our subclass lets the node ping and abort.
-5. An exception in the muxer's task ends the whole node. Our subclass ends the connection only.
-6. ``swarm_connection`` logs through the root logger, which installs a handler on stderr.
-7. A DHT call gives up by cancelling stream I/O, which corrupts the connection for everybody. The
+5. A reader that waits while its own side resets the stream is never woken. Our subclass wakes it.
+6. An exception in the muxer's task ends the whole node. Our subclass ends the connection only.
+7. ``swarm_connection`` logs through the root logger, which installs a handler on stderr.
+8. A DHT call gives up by cancelling stream I/O, which corrupts the connection for everybody. The
    limit goes up beyond the time in which a dead connection is noticed and closed anyway.
 """
 
@@ -31,7 +32,7 @@ import trio
 from libp2p.custom_types import TProtocol
 from libp2p.io.exceptions import IOException
 from libp2p.network.connection.exceptions import RawConnError
-from libp2p.stream_muxer.exceptions import MuxedConnError
+from libp2p.stream_muxer.exceptions import MuxedConnError, MuxedStreamEOF, MuxedStreamReset
 from libp2p.stream_muxer.yamux import yamux
 
 from p2p.errors import LocalProtocolError
@@ -74,6 +75,15 @@ class NodeYamux(yamux.Yamux):
             LOG.debug("the muxer of %s failed", self.peer_id, exc_info=True)
             await self.abort()
 
+    async def read_stream(self, stream_id: int, n: int = -1) -> bytes:
+        """Return bytes of a stream; forget the event that the stock method leaves behind."""
+        try:
+            return await super().read_stream(stream_id, n)
+        except (MuxedStreamEOF, MuxedStreamReset):
+            if stream_id not in self.streams:
+                self.stream_events.pop(stream_id, None)
+            raise
+
     async def ping(self, *, wait_s: float) -> bool:
         """Return whether the peer answered a ping within ``wait_s`` seconds.
 
@@ -98,6 +108,12 @@ class NodeYamux(yamux.Yamux):
         except IO_ERRORS:
             LOG.debug("closing the connection to %s failed", self.peer_id, exc_info=True)
         await self._cleanup_on_error()
+
+    def _finalize_stream_locked(self, stream: yamux.YamuxStream, *, fully_closed: bool) -> None:
+        parked_reader = self.stream_events.get(stream.stream_id)
+        super()._finalize_stream_locked(stream, fully_closed=fully_closed)
+        if fully_closed and parked_reader is not None:
+            parked_reader.set()
 
     async def _measure_rtt_loop(self) -> None:
         await self.event_shutting_down.wait()
