@@ -1,0 +1,325 @@
+"""A whole network on this machine: made, started, widened and stopped.
+
+Everything that the processes must know of each other (keys, ports, the network file, enrolment
+codes) is made before the first of them starts, so that all can start at once.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from p2p.keys import load_or_create_key, lock_data_directory
+from p2p.network import NetworkInfo
+from p2p.paths import make_private_directory, write_private
+from p2p.types import ModelId, NetworkId, PublicKey
+from sparewatt import network_dir
+from sparewatt.catalogue import demo_model
+from sparewatt.network_dir import (
+    GATEWAY,
+    JOIN_NAME,
+    LAYOUT_NAME,
+    LOGS_NAME,
+    NETWORK_NAME,
+    RELAYS,
+    SECRETS_NAME,
+    SETTLEMENT,
+    Account,
+    GatewayEntry,
+    HostEntry,
+    HostPlan,
+    Layout,
+    NetworkState,
+    RelayEntry,
+    Secrets,
+    SettlementEntry,
+)
+from sparewatt.ports import LOOPBACK, Ports
+from sparewatt.problems import Problem
+from sparewatt.processes import ProcessRecord, Started, spawn, stop, wait_ready
+
+CREDIT_MICROS = 10_000_000
+READY_SECONDS_MAX = 120.0
+GATEWAY_STOP_SECONDS = 2.0
+HOST_STOP_SECONDS = 4.0
+REST_STOP_SECONDS = 2.0
+KEY_NAME = "node.key"
+CODE_NAME = "enrol-code"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalNetwork:
+    """A network of this machine.
+
+    Attributes:
+        say: Told what is being done, for people.
+        dies_with_us: Whether the processes must not outlive this one.
+    """
+
+    data_dir: Path
+    say: Say
+    dies_with_us: bool = False
+
+    def up(self, hosts: Sequence[HostPlan], *, base_port: int | None) -> NetworkState:
+        """Start a network; make it first if there is none.
+
+        Args:
+            hosts: For a new network; an existing one keeps its own.
+            base_port: Ports count up from here; None takes free ones.
+
+        Raises:
+            Problem: If it runs already, or a process does not come up.
+        """
+        make_private_directory(self.data_dir)
+        with lock_data_directory(self.data_dir):
+            layout = network_dir.read_layout(self.data_dir)
+            if layout is None:
+                network_id = f"local-{secrets.token_hex(4)}"
+                layout = Layout(network_id=network_id, base_port=base_port, hosts=tuple(hosts))
+            elif any(record.find() for record in layout.processes):
+                raise Problem(
+                    f"the network in {self.data_dir} is running",
+                    f"sparewatt status --data {self.data_dir}; add hosts with add-node",
+                )
+            layout = replace(layout, base_port=base_port or layout.base_port, processes=())
+            try:
+                return self._start(layout)
+            except BaseException:
+                self._stop(network_dir.read_layout(self.data_dir))
+                raise
+
+    def add(self, plan: HostPlan) -> HostEntry:
+        """Start one more host in a running network.
+
+        Raises:
+            Problem: If the network is down, the name is taken, or the host does not come up.
+        """
+        state, layout = network_dir.require_network(self.data_dir)
+        with lock_data_directory(self.data_dir):
+            if plan.name in {host.name for host in layout.hosts}:
+                raise Problem(f"there is a host {plan.name} already", "choose another --name")
+            if not any(record.find() for record in layout.processes):
+                raise Problem(
+                    f"the network in {self.data_dir} is down",
+                    f"sparewatt up --data {self.data_dir}",
+                )
+            kept = network_dir.read_secrets(self.data_dir)
+            assert kept is not None
+            owner = self._join_host(plan.name)
+            kept = Secrets(kept.api_key, kept.client, {**kept.owners, plan.name: owner})
+            network_dir.write_json(self.data_dir / SECRETS_NAME, kept)
+            started = self._spawn_host(plan, 0)
+            ready = self._wait([started])
+            entry = _host_entry(plan, ready[plan.name])
+            layout = replace(
+                layout,
+                hosts=(*layout.hosts, plan),
+                processes=(*layout.processes, started.record),
+            )
+            state = replace(state, hosts=(*state.hosts, entry))
+            network_dir.write_json(self.data_dir / LAYOUT_NAME, layout)
+            network_dir.write_json(self.data_dir / NETWORK_NAME, state)
+            return entry
+
+    def down(self) -> tuple[str, ...]:
+        """Stop the network and return the names of processes that had to be killed.
+
+        Raises:
+            Problem: If there is none.
+        """
+        state, layout = network_dir.require_network(self.data_dir)
+        with lock_data_directory(self.data_dir):
+            killed = self._stop(layout)
+            network_dir.write_json(self.data_dir / NETWORK_NAME, _without_pids(state))
+        return killed
+
+    # -- making ---------------------------------------------------------------------------------
+
+    def _start(self, layout: Layout) -> NetworkState:
+        ports = Ports(layout.base_port)
+        port_of = {name: ports.take(name) for name in (SETTLEMENT, GATEWAY, *RELAYS)}
+        host_ports = [ports.take(plan.name) if layout.base_port else 0 for plan in layout.hosts]
+        multiaddrs = self._prepare(layout, port_of)
+        self._prepare_accounts(layout.hosts)
+        settlement = ["--bind", LOOPBACK, "--port", str(port_of[SETTLEMENT])]
+        started = [self._spawn(SETTLEMENT, ["settlement", "serve", *settlement])]
+        started += [
+            self._spawn(name, ["relay", *self._join(), *_listen(port_of[name])]) for name in RELAYS
+        ]
+        started.append(self._spawn_gateway(port_of[GATEWAY]))
+        for plan, port in zip(layout.hosts, host_ports, strict=True):
+            started.append(self._spawn_host(plan, port))
+        layout = replace(layout, processes=tuple(each.record for each in started))
+        network_dir.write_json(self.data_dir / LAYOUT_NAME, layout)
+        ready = self._wait(started)
+        state = self._state(layout, ready, multiaddrs)
+        network_dir.write_json(self.data_dir / NETWORK_NAME, state)
+        return state
+
+    def _prepare(self, layout: Layout, port_of: Mapping[str, int]) -> dict[str, str]:
+        """Make the keys and the network file; return the relays' addresses."""
+        from settlement.keys import init_network
+
+        self.say("making keys and the network file")
+        make_private_directory(self.data_dir / LOGS_NAME)
+        network_id = NetworkId(layout.network_id)
+        root_key = PublicKey(init_network(self.data_dir / SETTLEMENT, network_id).root_key)
+        multiaddrs = {}
+        for name in RELAYS:
+            make_private_directory(self.data_dir / name)
+            peer_id = load_or_create_key(self.data_dir / name / KEY_NAME).peer_id
+            multiaddrs[name] = f"/ip4/{LOOPBACK}/tcp/{port_of[name]}/p2p/{peer_id}"
+        info = NetworkInfo(
+            network_id=network_id,
+            root_key=root_key,
+            settlement_url=f"http://{LOOPBACK}:{port_of[SETTLEMENT]}",
+            bootstrap=tuple(multiaddrs.values()),
+            models=(ModelId(demo_model().model_id),),
+        )
+        write_private(self.data_dir / JOIN_NAME, info.to_json())
+        return multiaddrs
+
+    def _prepare_accounts(self, hosts: Sequence[HostPlan]) -> None:
+        """Make the accounts, the client's credit, the enrolment codes and the API key, once."""
+        from p2p.clock import system_clock
+        from peer.gateway.keys import new_key
+        from settlement.admin import add_account, credit
+
+        if network_dir.read_secrets(self.data_dir) is not None:
+            return
+        self.say("opening accounts")
+        ledger = self.data_dir / SETTLEMENT
+        client = Account(*add_account(ledger, "client"))
+        credit(ledger, client.account_id, CREDIT_MICROS, credit_id="first-credit")
+        self._write_code(GATEWAY, client.account_id, "gateway")
+        owners = {plan.name: self._join_host(plan.name) for plan in hosts}
+        made = new_key(self.data_dir / GATEWAY, "first", now_ns=system_clock())
+        kept = Secrets(made.key, client, owners)
+        network_dir.write_json(self.data_dir / SECRETS_NAME, kept)
+
+    def _join_host(self, name: str) -> Account:
+        from settlement.admin import add_account
+
+        account = Account(*add_account(self.data_dir / SETTLEMENT, f"owner of {name}"))
+        self._write_code(name, account.account_id, "host")
+        return account
+
+    def _write_code(self, name: str, account_id: str, role: str) -> None:
+        from settlement.admin import enrolment_code
+
+        make_private_directory(self.data_dir / name)
+        code = enrolment_code(self.data_dir / SETTLEMENT, account_id, role)
+        write_private(self.data_dir / name / CODE_NAME, code + "\n")
+
+    # -- processes ------------------------------------------------------------------------------
+
+    def _spawn(self, name: str, arguments: Sequence[str]) -> Started:
+        directory = self.data_dir / name
+        return spawn(
+            name,
+            [*arguments, "--data", str(directory)],
+            data_dir=directory,
+            log=self.data_dir / LOGS_NAME / f"{name}.log",
+            dies_with_us=self.dies_with_us,
+        )
+
+    def _spawn_gateway(self, port: int) -> Started:
+        where = ["--bind", LOOPBACK, "--port", str(port)]
+        return self._spawn(GATEWAY, ["gateway", *self._join(), *self._code(GATEWAY), *where])
+
+    def _spawn_host(self, plan: HostPlan, port: int) -> Started:
+        price = f"{plan.price}"
+        arguments = ["--engine", str(plan.engine), "--price", price, "--slots", str(plan.slots)]
+        if plan.model_id:
+            arguments += ["--model-id", plan.model_id]
+        if plan.threads:
+            arguments += ["--threads", str(plan.threads)]
+        common = [*self._join(), *self._code(plan.name), *_listen(port)]
+        return self._spawn(plan.name, ["host", *common, *arguments])
+
+    def _join(self) -> list[str]:
+        return ["--network", str(self.data_dir / JOIN_NAME)]
+
+    def _code(self, name: str) -> list[str]:
+        path = self.data_dir / name / CODE_NAME
+        return ["--enrol-code-file", str(path)] if path.exists() else []
+
+    def _wait(self, started: Sequence[Started]) -> dict[str, Mapping[str, object]]:
+        ready = wait_ready(
+            started,
+            within_s=READY_SECONDS_MAX,
+            say=lambda missing: self.say(f"waiting for {missing}" if missing else "all are up"),
+        )
+        for each in started:  # a code is good once
+            (self.data_dir / each.record.name / CODE_NAME).unlink(missing_ok=True)
+        return ready
+
+    def _stop(self, layout: Layout | None) -> tuple[str, ...]:
+        """End the gateway, then the hosts while settlement still answers them, then the rest."""
+        records = layout.processes if layout else ()
+        rest = {SETTLEMENT, *RELAYS}
+        gateway = [record for record in records if record.name == GATEWAY]
+        others = [record for record in records if record.name in rest]
+        hosts = [record for record in records if record.name not in {GATEWAY, *rest}]
+        return stop(
+            (
+                (gateway, GATEWAY_STOP_SECONDS),
+                (hosts, HOST_STOP_SECONDS),
+                (others, REST_STOP_SECONDS),
+            )
+        )
+
+    def _state(
+        self,
+        layout: Layout,
+        ready: Mapping[str, Mapping[str, object]],
+        multiaddrs: Mapping[str, str],
+    ) -> NetworkState:
+        kept = network_dir.read_secrets(self.data_dir)
+        assert kept is not None
+        return NetworkState(
+            gateway=GatewayEntry(
+                str(ready[GATEWAY]["url"]), kept.api_key, _pid(ready[GATEWAY], "pid")
+            ),
+            settlement=SettlementEntry(
+                str(ready[SETTLEMENT]["url"]), _pid(ready[SETTLEMENT], "pid")
+            ),
+            hosts=tuple(_host_entry(plan, ready[plan.name]) for plan in layout.hosts),
+            relays=tuple(RelayEntry(multiaddrs[name], _pid(ready[name], "pid")) for name in RELAYS),
+        )
+
+
+def records_by_name(layout: Layout) -> dict[str, ProcessRecord]:
+    """Return a network's processes by their names."""
+    return {record.name: record for record in layout.processes}
+
+
+def _host_entry(plan: HostPlan, ready: Mapping[str, object]) -> HostEntry:
+    return HostEntry(
+        name=plan.name,
+        peer_id=str(ready["peer_id"]),
+        pid=_pid(ready, "pid"),
+        engine_pid=_pid(ready, "engine_pid"),
+        control_socket=str(ready["control_socket"]),
+    )
+
+
+def _pid(ready: Mapping[str, object], name: str) -> int | None:
+    value = ready.get(name)
+    return value if isinstance(value, int) else None
+
+
+def _listen(port: int) -> list[str]:
+    return ["--listen", f"/ip4/{LOOPBACK}/tcp/{port}"]
+
+
+def _without_pids(state: NetworkState) -> NetworkState:
+    return replace(
+        state,
+        gateway=replace(state.gateway, pid=None),
+        settlement=replace(state.settlement, pid=None),
+        hosts=tuple(replace(host, pid=None, engine_pid=None) for host in state.hosts),
+        relays=tuple(replace(relay, pid=None) for relay in state.relays),
+    )

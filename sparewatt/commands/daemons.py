@@ -1,0 +1,319 @@
+"""``sparewatt relay``, ``host`` and ``gateway``: one process each, in the foreground."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, TypedDict, TypeVar, Unpack
+
+import click
+
+from p2p.keys import read_private_text
+from p2p.paths import socket_path
+from p2p.types import ModelId
+from sparewatt.commands.common import data_option, example, network_option, read_network
+from sparewatt.daemon import explained, ready_writer, run_daemon, set_up_log
+from sparewatt.engines import choose_engine
+from sparewatt.options import PORT, Engine, Price, read_engine, read_price
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from peer.gateway.config import GatewayConfig
+    from peer.host.config import HostConfig
+
+ParamsT = ParamSpec("ParamsT")
+ResultT = TypeVar("ResultT")
+
+CODE_HELP = "A file (mode 0600) with the one-time code that joins this node to an account."
+
+
+def listen_option(
+    default: str,
+) -> Callable[[Callable[ParamsT, ResultT]], Callable[ParamsT, ResultT]]:
+    """Return the ``--listen`` option of a daemon."""
+    return click.option(
+        "--listen",
+        metavar="MULTIADDR",
+        multiple=True,
+        default=(default,),
+        show_default=True,
+        help="Where to listen; repeat for several addresses.",
+    )
+
+
+code_option = click.option(
+    "--enrol-code-file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help=CODE_HELP,
+)
+verbose_option = click.option("--verbose", is_flag=True, help="Log more.")
+
+
+@click.command(
+    "relay",
+    epilog=example("sparewatt relay --network join.json --listen /ip4/0.0.0.0/tcp/4001"),
+)
+@data_option("relay")
+@network_option
+@listen_option("/ip4/0.0.0.0/tcp/4001")
+@verbose_option
+def relay_command(
+    data_dir: Path, network_file: Path, listen: tuple[str, ...], *, verbose: bool
+) -> None:
+    """Run a bootstrap and relay node.
+
+    It keeps the directory of hosts for others and passes on traffic of hosts that can't be
+    reached directly. It sees no prompt: what it relays is encrypted between gateway and host.
+    """
+    from relay.main import RelayConfig, run_relay
+
+    set_up_log(verbose=verbose)
+    network = read_network(network_file)
+    with explained():
+        config = RelayConfig(data_dir=data_dir, network=network, listen=listen)
+        write = ready_writer(data_dir)
+    run_daemon(partial(run_relay, config, ready=lambda ready: write(ready_fields(ready))))
+
+
+class HostOptions(TypedDict):
+    """What ``sparewatt host`` was told."""
+
+    data_dir: Path
+    network_file: Path
+    engine: Engine
+    price: Price
+    model_id: str | None
+    slots: int
+    queue_max: int
+    context_tokens: int
+    threads: int
+    region: str
+    listen: tuple[str, ...]
+    relayed: bool
+    enrol_code_file: Path | None
+    verbose: bool
+
+
+@click.command(
+    "host",
+    epilog=example(
+        "sparewatt host --network join.json --engine llamacpp=model.gguf --price 0.05/0.20",
+        "sparewatt host --network join.json --engine openai=http://127.0.0.1:8000/v1",
+    ),
+)
+@data_option("host")
+@network_option
+@click.option(
+    "--engine",
+    metavar="SPEC",
+    required=True,
+    callback=read_engine,
+    help="llamacpp=MODEL.gguf, openai=URL of a server that already runs, or demo.",
+)
+@click.option(
+    "--price",
+    metavar="IN/OUT",
+    default="0.05/0.20",
+    show_default=True,
+    callback=read_price,
+    help="Dollars per million tokens of prompt and of answer.",
+)
+@click.option("--model-id", metavar="ID", help="The model's Hugging Face id, if not known.")
+@click.option(
+    "--slots",
+    type=click.IntRange(1, 1024),
+    default=4,
+    show_default=True,
+    help="Requests that the engine works on at a time.",
+)
+@click.option(
+    "--queue",
+    "queue_max",
+    type=click.IntRange(0, 4096),
+    default=16,
+    show_default=True,
+    help="Requests that may wait for a slot.",
+)
+@click.option(
+    "--context",
+    "context_tokens",
+    type=click.IntRange(64, 2**24),
+    default=2048,
+    show_default=True,
+    help="Tokens of prompt and answer together, per request.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(0, 1024),
+    default=0,
+    help="CPU threads of llama.cpp; 0 takes half of the cores.",
+)
+@click.option("--region", metavar="CC", default="", help="Two-letter country code to announce.")
+@listen_option("/ip4/0.0.0.0/tcp/0")
+@click.option("--relayed", is_flag=True, help="Be reachable through a relay too.")
+@code_option
+@verbose_option
+def host_command(**options: Unpack[HostOptions]) -> None:
+    """Serve models to the network, for money.
+
+    Announces the engine's models at this price, answers gateways, and takes their signed
+    vouchers. `sparewatt tui` shows and steers it.
+    """
+    from p2p.clock import system_clock
+    from p2p.net import open_node
+    from peer.host.main import run_host
+
+    set_up_log(verbose=options["verbose"])
+    with explained():
+        config = _host_config(options)
+        write = ready_writer(options["data_dir"])
+    run_daemon(
+        partial(
+            run_host,
+            config,
+            clock=system_clock,
+            open_node=open_node,
+            ready=lambda ready: write(ready_fields(ready)),
+        )
+    )
+
+
+def _host_config(options: HostOptions) -> "HostConfig":
+    from peer.host.config import HostConfig, Prices
+
+    choice = choose_engine(
+        options["engine"],
+        model_id=options["model_id"],
+        context_tokens=options["context_tokens"],
+        threads=options["threads"],
+    )
+    price = options["price"]
+    return HostConfig(
+        data_dir=options["data_dir"],
+        network=read_network(options["network_file"]),
+        listen=options["listen"],
+        engine=choice.spec,
+        prices=Prices(
+            in_micros_per_mtok=price.in_micros_per_mtok,
+            cached_micros_per_mtok=price.in_micros_per_mtok,
+            out_micros_per_mtok=price.out_micros_per_mtok,
+        ),
+        control_socket=socket_path(options["data_dir"]),
+        slots=options["slots"],
+        queue_max=options["queue_max"],
+        region=options["region"].upper(),
+        enrol_code=read_code(options["enrol_code_file"]),
+        licence=choice.licence,
+        quantization=choice.quantization,
+        use_relay=options["relayed"],
+    )
+
+
+class GatewayOptions(TypedDict):
+    """What ``sparewatt gateway`` was told."""
+
+    data_dir: Path
+    network_file: Path
+    bind: str
+    port: int
+    models: tuple[str, ...]
+    policy: str
+    probe: bool
+    enrol_code_file: Path | None
+    verbose: bool
+
+
+@click.command(
+    "gateway",
+    epilog=example(
+        "sparewatt keys new laptop",
+        "sparewatt gateway --network join.json --port 8400",
+    ),
+)
+@data_option("gateway")
+@network_option
+@click.option(
+    "--bind",
+    metavar="HOST",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to serve on; any but this machine's own needs an API key first.",
+)
+@click.option("--port", type=PORT, default=8400, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--model",
+    "models",
+    metavar="ID",
+    multiple=True,
+    help="A model to look for from the start; repeat for several.",
+)
+@click.option(
+    "--policy",
+    type=click.Choice(["lowest_latency", "round_robin"]),
+    default="lowest_latency",
+    show_default=True,
+    help="How to choose among the hosts that fit.",
+)
+@click.option(
+    "--probe/--no-probe",
+    default=True,
+    show_default=True,
+    help="Whether to measure each host by one small paid request.",
+)
+@code_option
+@verbose_option
+def gateway_command(**options: Unpack[GatewayOptions]) -> None:
+    """Serve the OpenAI API from the network's hosts.
+
+    Finds hosts in the directory, measures them itself, picks one per request, and pays by signed
+    vouchers out of its account's credit.
+    """
+    from p2p.clock import system_clock
+    from p2p.net import open_node
+    from peer.gateway.main import run_gateway
+
+    set_up_log(verbose=options["verbose"])
+    with explained():
+        config = _gateway_config(options)
+        write = ready_writer(options["data_dir"])
+    run_daemon(
+        partial(
+            run_gateway,
+            config,
+            clock=system_clock,
+            open_node=open_node,
+            ready=lambda ready: write(ready_fields(ready)),
+        )
+    )
+
+
+def _gateway_config(options: GatewayOptions) -> "GatewayConfig":
+    from peer.gateway.config import GatewayConfig
+
+    return GatewayConfig(
+        data_dir=options["data_dir"],
+        network=read_network(options["network_file"]),
+        bind_host=options["bind"],
+        bind_port=options["port"],
+        models=tuple(ModelId(name) for name in options["models"]),
+        policy=options["policy"],
+        probe=options["probe"],
+        enrol_code=read_code(options["enrol_code_file"]),
+    )
+
+
+def read_code(path: Path | None) -> str | None:
+    """Return the enrolment code in a file that only its owner may read."""
+    return read_private_text(path) if path else None
+
+
+def ready_fields(ready: "DataclassInstance") -> dict[str, object]:
+    """Return a daemon's ``Ready`` as it stands in its ready file."""
+    fields = dataclasses.asdict(ready)
+    return {name: _plain(value) for name, value in fields.items()}
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,162 @@
+"""``sparewatt settlement``: the service, and its accounts."""
+
+from pathlib import Path
+
+import click
+
+from sparewatt.commands.common import data_option, example
+from sparewatt.daemon import explained, ready_writer, set_up_log
+from sparewatt.options import PORT, dollars, read_dollars
+from sparewatt.problems import Problem
+
+CREDIT_ID_HELP = "A name for this credit; the same one again changes nothing."
+
+
+@click.group("settlement")
+def settlement_command() -> None:
+    """Run settlement; keep its accounts.
+
+    Settlement reserves credit for allowances and turns vouchers into postings of a double-entry
+    ledger. No request passes through it.
+    """
+
+
+@settlement_command.command(
+    "init",
+    epilog=example(
+        "sparewatt settlement init --network-id my-net --url http://203.0.113.7:8900 "
+        "--bootstrap /ip4/203.0.113.7/tcp/4001/p2p/12D3KooW… > join.json"
+    ),
+)
+@data_option("settlement")
+@click.option("--network-id", metavar="ID", required=True, help="1 to 32 of a-z, 0-9 and -.")
+@click.option("--url", metavar="URL", required=True, help="Where nodes will reach settlement.")
+@click.option("--bootstrap", metavar="MULTIADDR", multiple=True, help="A relay's address.")
+@click.option("--model", "models", metavar="ID", multiple=True, help="A model to look for.")
+def init_command(
+    data_dir: Path, network_id: str, url: str, bootstrap: tuple[str, ...], models: tuple[str, ...]
+) -> None:
+    """Make a network: its keys here, its network file on standard output.
+
+    Safe to run again: the keys stay, so it also prints the file with other addresses.
+    """
+    from p2p.network import NetworkInfo
+    from p2p.types import ModelId, NetworkId
+    from settlement.keys import init_network
+
+    with explained():
+        keys = init_network(data_dir, NetworkId(network_id))
+        info = NetworkInfo(
+            network_id=NetworkId(network_id),
+            root_key=keys.root_key,
+            settlement_url=url.rstrip("/"),
+            bootstrap=bootstrap,
+            models=tuple(ModelId(name) for name in models),
+        )
+    click.echo(info.to_json(), nl=False)
+
+
+@settlement_command.command(
+    "serve", epilog=example("sparewatt settlement serve --port 8900 --fee-bps 500")
+)
+@data_option("settlement")
+@click.option("--bind", metavar="HOST", default="127.0.0.1", show_default=True)
+@click.option("--port", type=PORT, default=8900, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--fee-bps",
+    type=click.IntRange(0, 10_000),
+    default=500,
+    show_default=True,
+    help="Settlement's share of what is paid, in hundredths of a percent.",
+)
+@click.option("--verbose", is_flag=True, help="Log more.")
+def serve_command(data_dir: Path, bind: str, port: int, fee_bps: int, *, verbose: bool) -> None:
+    """Run settlement in the foreground, for a network made by `settlement init`."""
+    from settlement.main import SettlementConfig, serve
+    from sparewatt.commands.daemons import ready_fields
+    from sparewatt.daemon import die_with_parent
+
+    set_up_log(verbose=verbose)
+    die_with_parent()
+    with explained():
+        config = SettlementConfig(data_dir=data_dir, host=bind, port=port, fee_bps=fee_bps)
+        write = ready_writer(data_dir)
+        serve(config, ready=lambda ready: write(ready_fields(ready)))
+
+
+@settlement_command.group("account")
+def account_group() -> None:
+    """Make accounts, give them credit, join nodes to them.
+
+    Works while settlement runs.
+    """
+
+
+@account_group.command("add", epilog=example("sparewatt settlement account add alice"))
+@click.argument("name")
+@data_option("settlement")
+def add_command(name: str, data_dir: Path) -> None:
+    """Make an account and print its id and access token; the token is never shown again."""
+    from settlement.admin import add_account
+
+    _require_settlement(data_dir)
+    with explained():
+        account_id, token = add_account(data_dir, name)
+    click.echo(f"account  {account_id}\ntoken    {token}")
+    click.echo("Keep the token: it is not stored and not shown again.", err=True)
+
+
+@account_group.command(
+    "credit",
+    epilog=example("sparewatt settlement account credit ACCOUNT 25 --id invoice-2041"),
+)
+@click.argument("account_id", metavar="ACCOUNT")
+@click.argument("amount_micros", metavar="DOLLARS", callback=read_dollars)
+@data_option("settlement")
+@click.option("--id", "credit_id", metavar="NAME", help=CREDIT_ID_HELP)
+@click.option("--promo", is_flag=True, help="Promotional: pays no host of the same owner.")
+def credit_command(
+    account_id: str, amount_micros: int, data_dir: Path, credit_id: str | None, *, promo: bool
+) -> None:
+    """Give an account credit, in dollars."""
+    import secrets
+
+    from settlement.admin import credit
+
+    _require_settlement(data_dir)
+    with explained():
+        credit(
+            data_dir,
+            account_id,
+            amount_micros,
+            credit_id=credit_id or secrets.token_hex(16),
+            promo=promo,
+        )
+    click.echo(f"credited ${dollars(amount_micros)} to {account_id}")
+
+
+@account_group.command(
+    "code",
+    epilog=example(
+        "umask 077; sparewatt settlement account code ACCOUNT --role host > code.txt",
+        "sparewatt host --enrol-code-file code.txt --network join.json --engine demo",
+    ),
+)
+@click.argument("account_id", metavar="ACCOUNT")
+@click.option("--role", type=click.Choice(["host", "gateway"]), required=True)
+@data_option("settlement")
+def code_command(account_id: str, role: str, data_dir: Path) -> None:
+    """Print a one-time code that joins a node's key to an account."""
+    from settlement.admin import enrolment_code
+
+    _require_settlement(data_dir)
+    with explained():
+        click.echo(enrolment_code(data_dir, account_id, role))
+
+
+def _require_settlement(data_dir: Path) -> None:
+    if not data_dir.is_dir():
+        raise Problem(
+            f"there is no settlement in {data_dir}",
+            "name its directory with --data, or make one with `sparewatt settlement init`",
+        )

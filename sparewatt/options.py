@@ -1,0 +1,113 @@
+"""The kinds of values that flags take, each with an error that says what to write instead."""
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+import click
+
+MICROS_PER_DOLLAR = 1_000_000
+PRICE_DECIMALS_COUNT_MAX = 6
+PRICE_DOLLARS_MAX = 1_000_000
+_DECIMAL = re.compile(r"\d{1,7}(\.\d{1,6})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a host asks, in micro-dollars per million tokens."""
+
+    in_micros_per_mtok: int
+    out_micros_per_mtok: int
+
+    def __str__(self) -> str:
+        return f"{dollars(self.in_micros_per_mtok)}/{dollars(self.out_micros_per_mtok)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What computes a host's answers.
+
+    Attributes:
+        kind: ``llamacpp``, ``openai``, ``demo`` or ``fake``.
+        value: A file, a URL, or empty.
+    """
+
+    kind: str
+    value: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}={self.value}" if self.value else self.kind
+
+
+def read_price(_ctx: click.Context, _param: click.Parameter, value: str) -> Price:
+    """Return the price that ``IN/OUT`` says, in dollars per million tokens (a click callback).
+
+    Raises:
+        click.BadParameter: If it does not; says how one is written.
+    """
+    parts = value.split("/")
+    if len(parts) != 2 or not all(_DECIMAL.fullmatch(part) for part in parts):
+        raise click.BadParameter(
+            f"{value!r} is not a price: write IN/OUT in dollars per million tokens, at most "
+            f"{PRICE_DECIMALS_COUNT_MAX} decimals, e.g. 0.05/0.20"
+        )
+    price_in, price_out = (dollars_to_micros(part) for part in parts)
+    if max(price_in, price_out) > PRICE_DOLLARS_MAX * MICROS_PER_DOLLAR:
+        raise click.BadParameter(f"{value!r} is over ${PRICE_DOLLARS_MAX} per million tokens")
+    return Price(price_in, price_out)
+
+
+def read_engine(_ctx: click.Context, _param: click.Parameter, value: str) -> Engine:
+    """Return the engine that ``llamacpp=FILE``, ``openai=URL``, ``demo`` or ``fake`` says.
+
+    Raises:
+        click.BadParameter: If it is none of them, or the file is missing.
+    """
+    kind, _, rest = value.partition("=")
+    if kind in ("demo", "fake") and not rest:
+        return Engine(kind)
+    if kind == "llamacpp" and rest:
+        path = Path(rest).expanduser()
+        if not path.is_file():
+            raise click.BadParameter(f"there is no model file {rest}")
+        return Engine(kind, str(path.resolve()))
+    if kind == "openai" and rest:
+        if not rest.startswith("http://"):
+            raise click.BadParameter(
+                f"{rest!r} must begin with http://, e.g. openai=http://127.0.0.1:8000/v1"
+            )
+        return Engine(kind, rest.rstrip("/"))
+    raise click.BadParameter(
+        f"{value!r} is not an engine: write llamacpp=MODEL.gguf, openai=URL, or demo"
+    )
+
+
+def read_dollars(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
+    """Return micro-dollars of an amount in dollars (a click callback).
+
+    Raises:
+        click.BadParameter: If it is no amount above zero.
+    """
+    text = value.removeprefix("$")
+    if not _DECIMAL.fullmatch(text) or not dollars_to_micros(text):
+        raise click.BadParameter(
+            f"{value!r} is not an amount: write dollars above 0, e.g. 25 or 0.50"
+        )
+    return dollars_to_micros(text)
+
+
+PORT = click.IntRange(0, 65535)
+
+
+def dollars_to_micros(text: str) -> int:
+    """Return micro-dollars, exactly; the text has at most six decimals."""
+    return int(Decimal(text) * MICROS_PER_DOLLAR)
+
+
+def dollars(micros: int) -> str:
+    """Return an amount in dollars with as many decimals as it needs, at least two."""
+    sign = "-" if micros < 0 else ""
+    whole, rest = divmod(abs(micros), MICROS_PER_DOLLAR)
+    decimals = f"{rest:06d}".rstrip("0")
+    return f"{sign}{whole}.{decimals:0<2}"
