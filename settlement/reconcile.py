@@ -151,8 +151,7 @@ class BatchState:
         by_host: The host submitted it.
         by_gateway: The gateway did.
         cosigned: The gateway's signature on it is here.
-        different: Requests that the gateway's signature excepts, or that another batch tells
-            otherwise.
+        different: Requests that the gateway's signature excepts.
     """
 
     by_host: bool = False
@@ -166,6 +165,9 @@ def merge_batch(
 ) -> tuple[ReceiptOutcome, BatchState]:
     """Join what one side says now with what is known; the order does not matter.
 
+    A contradiction is not part of the state: it is seen again whenever receipts are read, so the
+    batch that came first shows it as well.
+
     Args:
         before: What is known, or None.
         said: What this submission says.
@@ -176,10 +178,15 @@ def merge_batch(
         known.by_host or said.by_host,
         known.by_gateway or said.by_gateway,
         known.cosigned or said.cosigned,
-        known.different | said.different | contradicted,
+        known.different | said.different,
     )
     if before is not None and after == before:
         return ReceiptOutcome.DUPLICATE, after
-    if after.different:
-        return ReceiptOutcome.DIFFERENT, after
-    return (ReceiptOutcome.MATCHED if after.cosigned else ReceiptOutcome.STORED), after
+    return batch_outcome(after, contradicted), after
+
+
+def batch_outcome(state: BatchState, contradicted: Set[RequestId] = frozenset()) -> ReceiptOutcome:
+    """Return how a batch stands: DIFFERENT, MATCHED, or STORED for one side's word alone."""
+    if state.different or contradicted:
+        return ReceiptOutcome.DIFFERENT
+    return ReceiptOutcome.MATCHED if state.cosigned else ReceiptOutcome.STORED

@@ -30,7 +30,7 @@ from settlement.store import (
     balance_lines,
 )
 
-BUSY_WAIT_S = 5.0
+BUSY_WAIT_S = 5
 READERS_MAX = 8
 
 

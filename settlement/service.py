@@ -1,0 +1,309 @@
+"""Settlement without HTTP: who asks, may they, do it durably, answer.
+
+Signatures are checked off the event loop, before the transaction; the books are changed by
+``operations`` inside it. Refusals come back as values of an enum per operation.
+"""
+
+import asyncio
+import contextlib
+import enum
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import TypeVar
+
+from p2p import limits
+from p2p.clock import WallClock
+from p2p.errors import RemoteProtocolError
+from p2p.receipts.messages import ENROLMENT, REQUEST_PROOF, Enrolment, RequestProof
+from p2p.signing import Signed, unseal
+from p2p.types import NetworkId, sha256
+from settlement import operations, queries
+from settlement.issuer import Issuer, proof_nonce
+from settlement.ledger import Order
+from settlement.operations import (
+    AllowanceRefusal,
+    CloseResult,
+    EnrolOutcome,
+    VoucherResult,
+)
+from settlement.queries import EarningsView
+from settlement.receipt_operations import ReceiptResult, submit_receipts
+from settlement.store import Account, Code, Machine, Reading, Store, Writing
+from settlement.submissions import (
+    ReceiptTexts,
+    read_closes,
+    read_receipts,
+    read_vouchers,
+)
+from settlement.worker import Writer, open_writer
+
+SWEEP_WAIT_S = 30
+CODE_TTL_NS = limits.DAY_NS
+TOKEN_BYTES_MAX = 256
+
+_log = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
+TextT = TypeVar("TextT")
+
+
+class AuthRefusal(enum.Enum):
+    """Why a caller is not who it says, or may not ask this."""
+
+    MISSING = "missing"
+    INVALID = "invalid"
+    REVOKED = "revoked"
+    NOT_ENROLLED = "not_enrolled"
+    CLOCK_SKEW = "clock_skew"
+    REPLAYED = "replayed"
+    WRONG_ROLE = "wrong_role"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An enrolled node whose request proof was checked, but for its nonce."""
+
+    machine: Machine
+    proof: Signed[RequestProof]
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """What a request proof speaks of.
+
+    Attributes:
+        path: As it stands in the request line, with its query.
+    """
+
+    method: str
+    path: str
+    body: bytes
+
+
+class Operator(enum.Enum):
+    """The one who runs settlement."""
+
+    OPERATOR = "operator"
+
+
+class Service:
+    """All of settlement's operations. Use as ``async with open_service(...) as service``."""
+
+    def __init__(
+        self,
+        store: Store,
+        issuer: Issuer,
+        clock: WallClock,
+        writer: Writer,
+        verifiers: Executor | None,
+    ) -> None:
+        self.issuer = issuer
+        self.clock = clock
+        self._store = store
+        self._writer = writer
+        self._verifiers = verifiers
+
+    # -- who ------------------------------------------------------------------------------------
+
+    async def who_bears(self, token: str) -> Account | Operator | AuthRefusal:
+        """Return whose a bearer token is; a revoked one is refused from then on, at once."""
+        if not token or len(token) > TOKEN_BYTES_MAX:
+            return AuthRefusal.INVALID
+        name = self.issuer.hash_of(token)
+
+        def look_up(store: Reading) -> Account | Operator | AuthRefusal:
+            found = store.token(name)
+            if found is None:
+                return AuthRefusal.INVALID
+            if found.revoked_at_ns:
+                return AuthRefusal.REVOKED
+            if not found.account_id:
+                return Operator.OPERATOR
+            return store.account(found.account_id) or AuthRefusal.INVALID
+
+        return await self.read(look_up)
+
+    async def who_signed(self, envelope: bytes, request: HttpRequest) -> Caller | AuthRefusal:
+        """Return which node signed a request; its nonce is used up by the operation itself."""
+        try:
+            proof = unseal(REQUEST_PROOF, envelope, network_id=self.issuer.network_id)
+        except RemoteProtocolError:
+            return AuthRefusal.INVALID
+        value = proof.value
+        if (value.method, value.path) != (request.method, request.path):
+            return AuthRefusal.INVALID
+        if value.body_sha256 != sha256(request.body):
+            return AuthRefusal.INVALID
+        if not self.is_in_time(value.issued_at_ns):
+            return AuthRefusal.CLOCK_SKEW
+        machine = await self.read(lambda store: store.machine(proof.signer_id))
+        if machine is None:
+            return AuthRefusal.NOT_ENROLLED
+        return AuthRefusal.REVOKED if machine.revoked_at_ns else Caller(machine, proof)
+
+    def is_in_time(self, at_ns: int) -> bool:
+        """Whether a signed time is within the tolerance of our clock."""
+        return abs(self.clock() - at_ns) <= limits.CLOCK_SKEW_NS_MAX
+
+    # -- nodes ----------------------------------------------------------------------------------
+
+    async def make_code(self, account: Account, role: str, code: str) -> Code:
+        """Store a one-time enrolment code, by its hash."""
+        expires_at_ns = self.clock() + CODE_TTL_NS
+        made = Code(self.issuer.hash_of(code), account.account_id, role, expires_at_ns)
+        await self._writer.run(lambda store: store.put_code(made))
+        return made
+
+    async def enrol(
+        self, envelope: bytes
+    ) -> tuple[EnrolOutcome, Machine | None] | AuthRefusal | RemoteProtocolError:
+        """Let a node key join an account by a one-time code."""
+        try:
+            enrolment: Signed[Enrolment] = unseal(
+                ENROLMENT, envelope, network_id=self.issuer.network_id
+            )
+        except RemoteProtocolError as error:
+            return error
+        if not self.is_in_time(enrolment.value.issued_at_ns):
+            return AuthRefusal.CLOCK_SKEW
+        name = self.issuer.hash_of(enrolment.value.code)
+        return await self._writer.run(
+            lambda store: operations.enrol(store, enrolment, name, now_ns=self.clock())
+        )
+
+    def owner_tag(self, machine: Machine) -> bytes:
+        """Return a host's owner tag."""
+        return self.issuer.owner_tag(machine.account_id, machine.peer_id, now_ns=self.clock())
+
+    # -- money ----------------------------------------------------------------------------------
+
+    async def allowance(
+        self, caller: Caller, asked: Order
+    ) -> bytes | AllowanceRefusal | AuthRefusal:
+        """Issue, raise or prolong an allowance."""
+        if caller.machine.role != "gateway":
+            return AuthRefusal.WRONG_ROLE
+        return await self._write_as(
+            caller,
+            lambda store: operations.place_order(store, self.issuer, asked, now_ns=self.clock()),
+        )
+
+    async def vouchers(
+        self, caller: Caller, texts: Sequence[str]
+    ) -> list[VoucherResult] | AuthRefusal:
+        """Post what a batch of vouchers raises."""
+        items = await self._verify(read_vouchers, texts)
+        return await self._write_as(
+            caller,
+            lambda store: operations.post_vouchers(
+                store, caller.machine, items, now_ns=self.clock()
+            ),
+        )
+
+    async def closes(self, caller: Caller, texts: Sequence[str]) -> list[CloseResult] | AuthRefusal:
+        """Give back what hosts say they will not claim."""
+        items = await self._verify(read_closes, texts)
+        return await self._write_as(
+            caller,
+            lambda store: operations.post_closes(store, caller.machine, items, now_ns=self.clock()),
+        )
+
+    async def receipts(
+        self, caller: Caller, texts: Sequence[ReceiptTexts]
+    ) -> list[ReceiptResult] | AuthRefusal:
+        """Store batches of receipts and match both sides."""
+        items = await self._verify(read_receipts, texts)
+        return await self._write_as(
+            caller, lambda store: submit_receipts(store, caller.machine, items)
+        )
+
+    async def host_earnings(self, caller: Caller) -> EarningsView | AuthRefusal:
+        """Return what the calling host earned."""
+        return await self._write_as(
+            caller,
+            lambda store: queries.earnings(store, (caller.machine.peer_id,), now_ns=self.clock()),
+        )
+
+    # -- running --------------------------------------------------------------------------------
+
+    async def read(self, query: Callable[[Reading], ResultT]) -> ResultT:
+        """Run a query on one consistent view, off the event loop."""
+
+        def run() -> ResultT:
+            with self._store.reading() as store:
+                return query(store)
+
+        return await asyncio.to_thread(run)
+
+    async def sweep(self) -> None:
+        """Void and release all that is due now."""
+        while True:
+            done = await self._writer.run(
+                lambda store: operations.sweep(store, now_ns=self.clock())
+            )
+            if done < operations.SWEEP_ROWS_MAX:
+                return
+
+    async def _write_as(
+        self, caller: Caller, operation: Callable[[Writing], ResultT]
+    ) -> ResultT | AuthRefusal:
+        """Run an operation in the transaction that uses up the caller's nonce."""
+        value = caller.proof.value
+        nonce = proof_nonce(caller.machine.peer_id, value.nonce)
+        expires_at_ns = value.issued_at_ns + limits.CLOCK_SKEW_NS_MAX
+
+        def run(store: Writing) -> ResultT | AuthRefusal:
+            if not store.use_nonce(nonce, expires_at_ns=expires_at_ns):
+                return AuthRefusal.REPLAYED
+            return operation(store)
+
+        return await self._writer.run(run)
+
+    async def _verify(
+        self, read: Callable[[NetworkId, Sequence[TextT]], list[ResultT]], texts: Sequence[TextT]
+    ) -> list[ResultT]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._verifiers, read, self.issuer.network_id, texts)
+
+
+@contextlib.asynccontextmanager
+async def open_service(
+    store: Store, issuer: Issuer, clock: WallClock, *, verify_processes: int = 0
+) -> AsyncIterator[Service]:
+    """Start the service over a store.
+
+    Args:
+        store: Stays the caller's to close.
+        issuer: Settlement's keys.
+        clock: Wall clock.
+        verify_processes: How many processes check signatures; 0 for threads of this one, which
+            is enough for a core's worth since Ed25519 libraries hold the interpreter's lock.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        verifiers: Executor | None = None
+        if verify_processes:
+            verifiers = stack.enter_context(
+                ProcessPoolExecutor(verify_processes, mp_context=get_context("spawn"))
+            )
+        writer = await stack.enter_async_context(open_writer(store))
+        service = Service(store, issuer, clock, writer, verifiers)
+        sweeper = asyncio.create_task(_sweep_often(service))
+        stack.push_async_callback(_cancelled, sweeper)
+        yield service
+
+
+async def _sweep_often(service: Service) -> None:
+    while True:
+        try:
+            await service.sweep()
+        except Exception:  # noqa: BLE001 - one task boundary: it is due again in 30 s
+            _log.exception("the sweep of allowances failed")
+        await asyncio.sleep(SWEEP_WAIT_S)
+
+
+async def _cancelled(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

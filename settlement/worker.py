@@ -1,0 +1,129 @@
+"""Group commit: many operations, one durable transaction, acknowledged after it.
+
+Whatever arrived while the last commit ran goes into the next one, so a lone operation waits for
+nobody and a crowd shares the cost of one fsync.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from p2p.errors import SparewattError
+from settlement.store import Store, StoreUnavailableError, Writing
+
+OPERATIONS_PER_COMMIT_MAX = 64  # 64 batches of 1000 vouchers still commit within seconds
+OPERATIONS_WAITING_MAX = 1024
+
+ResultT = TypeVar("ResultT")
+
+
+class OverloadedError(SparewattError):
+    """Raised when too many operations wait already; nothing was done."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """An operation that waits for its commit.
+
+    Attributes:
+        apply: Runs it and keeps its result.
+        done: Resolved once the result is durable.
+        error: What it raised, if it did.
+    """
+
+    apply: Callable[[Writing], None]
+    done: "asyncio.Future[None]"
+    error: Exception | None = None
+
+    def run(self, store: Writing) -> None:
+        """Run the operation; what it raises undoes it alone."""
+        try:
+            with store.savepoint():
+                self.apply(store)
+        except Exception as error:  # noqa: BLE001 - the task boundary: it goes to its caller
+            self.error = error
+
+    def acknowledge(self) -> None:
+        """Tell the caller, if it still waits."""
+        if self.done.done():
+            return
+        if self.error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(self.error)
+
+
+class Writer:
+    """The one who writes. Use as ``async with open_writer(store) as writer``."""
+
+    def __init__(self, store: Store, executor: ThreadPoolExecutor) -> None:
+        self._store = store
+        self._executor = executor
+        self._waiting: deque[_Waiting] = deque()
+        self._wake = asyncio.Event()
+
+    async def run(self, operation: Callable[[Writing], ResultT]) -> ResultT:
+        """Run an operation in a transaction; return its result once that is durable.
+
+        Cancellation: the operation may still be done; every operation may be repeated.
+
+        Raises:
+            OverloadedError: If ``OPERATIONS_WAITING_MAX`` wait already.
+            StoreUnavailableError: If the commit failed; nothing of it is kept.
+        """
+        if len(self._waiting) >= OPERATIONS_WAITING_MAX:
+            raise OverloadedError("too many operations wait for the database")
+        results: list[ResultT] = []
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(lambda store: results.append(operation(store)), done))
+        self._wake.set()
+        await done
+        return results[0]
+
+    async def work(self) -> None:
+        """Commit what waits, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                count = min(len(self._waiting), OPERATIONS_PER_COMMIT_MAX)
+                group = [self._waiting.popleft() for _ in range(count)]
+                await loop.run_in_executor(self._executor, self._commit, group)
+                for each in group:
+                    each.acknowledge()
+
+    def abandon(self) -> None:
+        """Tell those who still wait that nothing of theirs was done."""
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            waiting.error = StoreUnavailableError("settlement is stopping")
+            waiting.acknowledge()
+
+    def _commit(self, group: list[_Waiting]) -> None:
+        try:
+            with self._store.writing() as store:
+                for each in group:
+                    each.run(store)
+        except Exception as error:  # noqa: BLE001 - the task boundary: it goes to all callers
+            for each in group:
+                each.error = error
+
+
+@contextlib.asynccontextmanager
+async def open_writer(store: Store) -> AsyncIterator[Writer]:
+    """Start the writer; at the end what was already handed to the database is finished."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ledger") as executor:
+        writer = Writer(store, executor)
+        task = asyncio.create_task(writer.work())
+        try:
+            yield writer
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            writer.abandon()
