@@ -98,6 +98,11 @@ class ReceiptChain:
         self.sequence = sequence
 
     @property
+    def allowance_id(self) -> AllowanceId:
+        """The allowance; empty at zero price."""
+        return self._allowance_id
+
+    @property
     def head(self) -> Digest:
         """The head; the ``previous_hash`` of the next receipt."""
         return self._head

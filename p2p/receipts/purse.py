@@ -54,7 +54,12 @@ class Purse:
         return True
 
     def new_link(self) -> None:
-        """Forget what the host may have lost since the last link."""
+        """Forget what the host may have lost since the last link.
+
+        What we vouched for and were not served is given up: the host may have served it into the
+        dead link, and if each side kept its own view the rest would stand between them for ever.
+        """
+        self.owed_micros = max(self.owed_micros, self.cum_micros)
         self.is_anchored = False
         self.batch_head = None
         self.batch_sequence = 0

@@ -18,9 +18,9 @@ per choice). How the gateway uses it:
                                    ``VOUCHER_IDLE_NS`` or nothing is open; at least that often while
                                    ``unpaid_micros`` > 0
     distrusted                     when the host says UNPAID: it counts from the first increment
-
-``headroom_micros`` says when an allowance must be raised: it may be below the next prompt's cost
-in mid-answer, and the host waits only so long.
+    wanted_micros                  after each turn; not 0: have settlement raise the allowance, then
+                                   show it to the host and to ``add_allowance``; also in mid-answer,
+                                   where the host waits only so long
 
 A receipt that we do not accept leaves what came before it owed, and is named as different in the
 cosignature of its batch.
@@ -117,6 +117,22 @@ class HostAccount:
         """Return how much more can be owed; negative if an announced prompt doesn't fit."""
         purse = self._purse(allowance_id)
         return (purse.allowance.max_micros if purse.allowance else 0) - purse.owed_micros
+
+    def wanted_micros(self, allowance_id: AllowanceId) -> int:
+        """Return what to have the allowance raised to now; 0 while it is large enough.
+
+        It is when half of it is used, or if it cannot cover an announced prompt and one more
+        increment of each open request: then a host would soon wait for the raise. Doubles.
+        """
+        purse = self._purse(allowance_id)
+        if purse.allowance is None:
+            return 0
+        needed = purse.owed_micros + (self._increments.bound_micros if purse.open_count else 0)
+        held = purse.allowance.max_micros
+        is_enough = needed <= held and 2 * purse.owed_micros <= held
+        if is_enough or held == limits.MICROS_MAX:
+            return 0
+        return min(2 * max(needed, held), limits.MICROS_MAX)
 
     def allowance(self, allowance_id: AllowanceId) -> Allowance | None:
         """Return the newest version of an allowance, or None if it is unknown."""
