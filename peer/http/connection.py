@@ -172,6 +172,7 @@ class Connection:
     def _serve(self, parsed: Parsed) -> None:
         if isinstance(parsed, Refusal):
             return self._refuse(parsed)
+        self._enter(_Phase.WORKING)  # even if it is over at once: the next wait is a new one
         self._exchange = Exchange(self, parsed, self._limits.buffer_bytes_max)
         self._owner.handler.handle(parsed, self._exchange)
         return None
@@ -191,10 +192,13 @@ class Connection:
         is_spent = self._state is _State.LAST or self._owner.is_draining
         if is_spent and phase in (_Phase.IDLE, _Phase.HEAD, _Phase.BODY):
             return self._linger()
+        self._enter(phase)
+        self._watch(reads=self._wants_more(), writes=phase is _Phase.SENDING)
+
+    def _enter(self, phase: _Phase) -> None:
         if phase is not self._phase:
             self._phase = phase
             self._set_deadline(self._allowed_s(phase))
-        self._watch(reads=self._wants_more(), writes=phase is _Phase.SENDING)
 
     def _current_phase(self) -> _Phase:
         if self._outbox.pending_bytes:

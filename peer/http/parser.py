@@ -47,6 +47,7 @@ class RequestParser:
     def _start(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
         self._continue_wanted = False
+        self._replaying = False
         self.on_message_begin()
         self._fed_bytes = 0
         self._is_between = True  # the first byte of a message says otherwise
@@ -85,12 +86,28 @@ class RequestParser:
         return b""
 
     def _after_upgrade(self, data: bytes, upgrade: httptools.HttpParserUpgrade) -> bytes:
-        """Go on as if no upgrade had been offered: we may, and clients must cope."""
+        """Go on as if no upgrade had been offered: we may, and clients must cope.
+
+        llhttp stops after the fields and takes the body for the new protocol's. A second parser
+        reads it, started by a head that says no more than the framing; Java's HTTP client offers
+        h2c on every first request, with a body.
+        """
         if self._ended:
             return b""
         offset: int = upgrade.args[0]
-        self._start()
+        if self._is_between:
+            self._start()
+        else:
+            self._replay_framing()
         return data[offset:]
+
+    def _replay_framing(self) -> None:
+        length = self._headers.get("content-length")
+        framing = f"content-length: {length}" if length else "transfer-encoding: chunked"
+        self._parser = httptools.HttpRequestParser(self)
+        self._replaying = True
+        self._parser.feed_data(f"POST / HTTP/1.1\r\nhost: a\r\n{framing}\r\n\r\n".encode())
+        self._replaying = False
 
     def _refuse(self, status: int, message: str) -> None:
         if not self._ended:
@@ -112,6 +129,8 @@ class RequestParser:
     # -- called by httptools ---------------------------------------------------------------------
     def on_message_begin(self) -> None:
         """Forget the message before."""
+        if self._replaying:
+            return
         self._is_between = False
         self._target = b""
         self._headers: dict[str, str] = {}
@@ -124,11 +143,13 @@ class RequestParser:
 
     def on_url(self, part: bytes) -> None:
         """Gather the target, which may come in parts."""
-        if len(self._target) <= self._limits.target_bytes_max:
+        if not self._replaying and len(self._target) <= self._limits.target_bytes_max:
             self._target += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take one field, or a trailer, which is checked and dropped."""
+        if self._replaying:
+            return None
         self._header_bytes += len(name) + len(value) + _FIELD_OVERHEAD_BYTES
         self._header_count += 1
         if self._header_bytes > self._limits.header_bytes_max:
@@ -153,19 +174,24 @@ class RequestParser:
     def on_headers_complete(self) -> None:
         """Check what the fields say before any of the body is kept."""
         self._in_body = True
+        if self._replaying:
+            return
+        self._method = self._parser.get_method()
+        self._version = self._parser.get_http_version()
+        self._keep_alive = self._parser.should_keep_alive()
         refusal = self._judge_head()
         if refusal is not None:
             self._refuse(refusal.status, refusal.message)
 
     def _judge_head(self) -> Refusal | None:
-        version = self._parser.get_http_version()
+        version = self._version
         if version not in _VERSIONS:
             return Refusal(505, "this server speaks HTTP/1.1")
         if len(self._target) > self._limits.target_bytes_max:
             return Refusal(
                 414, f"the request target is longer than {self._limits.target_bytes_max}"
             )
-        if self._parser.get_method() == b"CONNECT":
+        if self._method == b"CONNECT":
             return Refusal(501, "this server is no proxy: CONNECT is not supported")
         if version == "1.1" and "host" not in self._headers:
             return Refusal(400, "the field host is missing")
@@ -203,8 +229,8 @@ class RequestParser:
             self._body.append(part)
 
     def on_message_complete(self) -> None:
-        """Set the request down. Keep-alive is asked here: llhttp forgets it right after."""
-        if self._ended:
+        """Set the request down."""
+        if self._ended or self._replaying or self._has_body_to_come():
             return
         request = self._build()
         if request is None:
@@ -216,6 +242,13 @@ class RequestParser:
         self._in_body = False
         return None
 
+    def _has_body_to_come(self) -> bool:
+        """Whether llhttp stopped at an offered upgrade, in front of a body."""
+        framed = "transfer-encoding" in self._headers or int(
+            self._headers.get("content-length", "0")
+        )
+        return bool(framed) and self._parser.should_upgrade()
+
     def _build(self) -> HttpRequest | None:
         split = _split_target(self._target.decode("ascii"))
         if split is None:
@@ -225,13 +258,13 @@ class RequestParser:
             self._headers["host"] = authority
         body = self._body
         return HttpRequest(
-            method=self._parser.get_method().decode("ascii"),
+            method=self._method.decode("ascii"),
             path=path,
             query=query,
             headers=self._headers,
             body=body[0] if len(body) == 1 else b"".join(body),
-            keep_alive=self._parser.should_keep_alive(),
-            chunks_allowed=self._parser.get_http_version() == "1.1",
+            keep_alive=self._keep_alive,
+            chunks_allowed=self._version == "1.1",
         )
 
 

@@ -25,6 +25,7 @@ from peer.http.messages import Refusal, encode_head, refusal_body, status_line
 
 _LOG = logging.getLogger(__name__)
 _SECOND_NS = 1_000_000_000
+_PORT_MAX = 65535
 _UNIX_SOCKET_MODE_BITS = 0o600  # whoever opens it commands the daemon
 
 
@@ -74,10 +75,12 @@ class HttpServer:
         Raises:
             ListenError: When the address is taken, not ours, or malformed.
         """
+        if not 0 <= port <= _PORT_MAX:
+            raise ListenError(f"{host}:{port}: the port must lie between 0 and {_PORT_MAX}")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             sock = socket.create_server((host, port), family=family, backlog=LISTEN_BACKLOG_COUNT)
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise ListenError(_explain(error, f"{host}:{port}")) from error
         self._listen(sock, None)
         bound: int = sock.getsockname()[1]
@@ -207,10 +210,8 @@ class HttpServer:
             connection.abort()
 
 
-def _explain(error: OSError | OverflowError, address: str) -> str:
+def _explain(error: OSError, address: str) -> str:
     """Return what to tell the owner of the machine."""
-    if isinstance(error, OverflowError):
-        return f"{address}: the port must lie between 0 and 65535"
     if error.errno == errno.EADDRINUSE:
         return f"{address} is already in use: stop the other program or choose another address"
     if error.errno == errno.EACCES:
