@@ -31,6 +31,7 @@ from settlement.operations import (
 )
 from settlement.queries import EarningsView
 from settlement.receipt_operations import ReceiptResult, submit_receipts
+from settlement.reconcile import LedgerCheck
 from settlement.store import Account, Code, Machine, Reading, Store, Writing
 from settlement.submissions import (
     ReceiptTexts,
@@ -104,6 +105,7 @@ class Service:
         self._store = store
         self._writer = writer
         self._verifiers = verifiers
+        self._check_alone = asyncio.Lock()  # a check reads all books: one at a time
 
     # -- who ------------------------------------------------------------------------------------
 
@@ -236,6 +238,11 @@ class Service:
                 return query(store)
 
         return await asyncio.to_thread(run)
+
+    async def check_ledger(self) -> LedgerCheck:
+        """Rebuild all balances and check every rule of the books."""
+        async with self._check_alone:
+            return await self.read(queries.check_ledger)
 
     async def sweep(self) -> None:
         """Void and release all that is due now."""
