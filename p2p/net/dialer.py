@@ -22,6 +22,7 @@ from p2p.types import PeerId
 
 LOG = logging.getLogger(__name__)
 
+_ALIVE_S = 2.0
 CircuitDial = Callable[[str, PeerId], Awaitable[None]]
 """Dials a ``/p2p-circuit`` address; raises as libp2p does."""
 
@@ -52,7 +53,7 @@ class Dialer:
             try:
                 return await self._host.new_stream(peer, [TProtocol(protocol)])
             except (BaseLibp2pError, OSError) as error:
-                if self.is_connected(target.peer_id) and _refused(error):
+                if await self._is_alive(target.peer_id):
                     raise _unreachable(target, error) from error
                 LOG.debug("the connection to %s is stale: %s", target.peer_id, error)
                 await self.drop(target.peer_id)
@@ -61,6 +62,14 @@ class Dialer:
             return await self._host.new_stream(peer, [TProtocol(protocol)])
         except (BaseLibp2pError, OSError) as error:
             raise _unreachable(target, error) from error
+
+    async def _is_alive(self, peer_id: PeerId) -> bool:
+        """Whether the peer answers a ping: then it refused a stream, and the rest lives on."""
+        for connection in self._swarm.get_connections(ID.from_string(peer_id)):
+            muxed = connection.muxed_conn
+            if isinstance(muxed, NodeYamux) and await muxed.ping(wait_s=_ALIVE_S):
+                return True
+        return False
 
     async def connect(self, target: PeerAddress) -> None:
         """Make a connection unless a live one exists.
@@ -175,11 +184,6 @@ def parse_peer(address: str) -> PeerAddress:
 def _shuts_down(connection: SwarmConn) -> bool:
     muxed = connection.muxed_conn
     return isinstance(muxed, NodeYamux) and muxed.event_shutting_down.is_set()
-
-
-def _refused(error: BaseException) -> bool:
-    """Whether the peer answered and said that it does not know the protocol."""
-    return "protocol not supported" in f"{error.__cause__} {error}".lower()
 
 
 def _unreachable(target: PeerAddress, error: BaseException) -> PeerUnreachableError:

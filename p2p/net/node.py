@@ -242,7 +242,7 @@ async def open_node(config: NodeConfig) -> AsyncIterator[Libp2pNode]:
     async with AsyncExitStack() as stack:
         stack.callback(_cancel_identify, host)
         await stack.enter_async_context(host.run([Multiaddr(text) for text in config.listen]))
-        stack.push_async_callback(_close_connections, host)
+        stack.push_async_callback(_close_sockets, host)
         if len(host.get_transport_addrs()) < len(config.listen):
             raise AddressInUseError(f"cannot listen on {', '.join(config.listen)}")
         tasks = await stack.enter_async_context(trio.open_nursery())
@@ -260,10 +260,12 @@ async def open_node(config: NodeConfig) -> AsyncIterator[Libp2pNode]:
         yield node
 
 
-async def _close_connections(host: NodeHost) -> None:
-    """Close the sockets, which libp2p leaves open if the node was cancelled."""
+async def _close_sockets(host: NodeHost) -> None:
+    """Close listeners and connections: libp2p does it where it is cancelled already, so not."""
     with trio.CancelScope(deadline=trio.current_time() + _STOP_S_MAX, shield=True):
         async with trio.open_nursery() as nursery:
+            for listener in tuple(swarm_of(host).listeners.values()):
+                nursery.start_soon(listener.close)
             for connection in swarm_of(host).get_connections():
                 if isinstance(connection.muxed_conn, NodeYamux):
                     nursery.start_soon(connection.muxed_conn.abort)
