@@ -313,7 +313,7 @@ class Books:
             self.journal.mark_posted(allowance_id, cum_micros)
 
     def closable(self, now_ns: int, idle_ns: int) -> tuple[AllowanceId, ...]:
-        """Return allowances that are paid and posted in full and unused for a while, or too old."""
+        """Return allowances that are posted as far as they are paid, and unused for a while."""
         return tuple(
             allowance_id
             for allowance_id, account in self._by_allowance.items()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from p2p import limits
 from p2p.network import NetworkInfo
@@ -10,7 +11,7 @@ from p2p.wire import require_range, require_text
 
 SLOTS_COUNT_MAX = 1024
 QUEUE_COUNT_MAX = 4096
-CONTEXT_TOKENS_DEFAULT = 2048
+DEFAULT_CONTEXT_TOKENS = 2048
 FAKE_MODEL_ID = ModelId("sparewatt/fake")
 
 
@@ -26,10 +27,11 @@ class LlamacppSpec:
         threads: 0 for half of the logical cores, at least one.
     """
 
+    kind: ClassVar[str] = "llamacpp"
     model: Path
     model_id: ModelId
     template: str = ""
-    context_tokens: int = CONTEXT_TOKENS_DEFAULT
+    context_tokens: int = DEFAULT_CONTEXT_TOKENS
     threads: int = 0
 
     def __post_init__(self) -> None:
@@ -50,10 +52,11 @@ class OpenAiSpec:
         context_tokens: What to promise if the server does not say.
     """
 
+    kind: ClassVar[str] = "openai"
     url: str
     model_id: ModelId | None = None
     api_key: str = ""
-    context_tokens: int = CONTEXT_TOKENS_DEFAULT
+    context_tokens: int = DEFAULT_CONTEXT_TOKENS
 
     def __post_init__(self) -> None:
         if not self.url.startswith("http://"):
@@ -71,8 +74,9 @@ class FakeSpec:
         token_s: Time between tokens.
     """
 
+    kind: ClassVar[str] = "fake"
     model_id: ModelId = FAKE_MODEL_ID
-    context_tokens: int = CONTEXT_TOKENS_DEFAULT
+    context_tokens: int = DEFAULT_CONTEXT_TOKENS
     tokens: int = 16
     first_token_s: float = 0.01
     token_s: float = 0.01

@@ -175,7 +175,7 @@ class Journal:
 
     def mark_submitted(self, batch: StoredBatch) -> None:
         """Note that settlement has a batch, with its cosignature or without."""
-        state = sql.SUBMITTED_WHOLE if batch.cosignature is not None else sql.SUBMITTED_ALONE
+        state = sql.Submitted.WHOLE if batch.cosignature is not None else sql.Submitted.ALONE
         self._put(sql.MARK_SUBMITTED, (state, batch.digest))
 
     def prune(self, before_ns: int) -> None:
@@ -201,9 +201,14 @@ class Journal:
         rows = await self._read(sql.LOAD_META, (name,))
         return _bytes(rows[0][0]) if rows else None
 
-    async def batches_to_submit(self, limit: int) -> tuple[StoredBatch, ...]:
-        """Return the oldest batches that settlement lacks, or lacks the cosignature of."""
-        rows = await self._read(sql.BATCHES_TO_SUBMIT, (limit,))
+    async def batches_to_submit(self, before_ns: int, limit: int) -> tuple[StoredBatch, ...]:
+        """Return the oldest batches that settlement lacks, or lacks the cosignature of.
+
+        Args:
+            before_ns: Of those without a cosignature, only the ones signed before it.
+            limit: How many at most.
+        """
+        rows = await self._read(sql.BATCHES_TO_SUBMIT, (before_ns, limit))
         return tuple([await self._stored_batch(row) for row in rows])
 
     async def latest_batches(self, limit: int) -> tuple[StoredBatch, ...]:

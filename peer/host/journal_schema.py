@@ -1,10 +1,16 @@
 """The journal's tables and statements, apart from how they are run."""
 
+import enum
+
 import sqlite_utils
 
-SUBMITTED_NOT = 0
-SUBMITTED_ALONE = 1  # without the cosignature; goes again once there is one
-SUBMITTED_WHOLE = 2
+
+class Submitted(enum.IntEnum):
+    """What settlement has of a batch; without the cosignature it goes again once there is one."""
+
+    NOTHING = 0
+    ALONE = 1
+    WHOLE = 2
 
 
 def create_tables(database: sqlite_utils.Database) -> None:
@@ -46,7 +52,7 @@ def _create_receipt_tables(database: sqlite_utils.Database) -> None:
             "submitted": int,
         },
         pk="digest",
-        defaults={"submitted": SUBMITTED_NOT},
+        defaults={"submitted": int(Submitted.NOTHING)},
         if_not_exists=True,
     )
     batches = database.table("batches")
@@ -111,15 +117,16 @@ PUT_RECEIPT = """INSERT OR IGNORE INTO receipts
 PUT_COSIGNATURE = "UPDATE batches SET cosignature = ? WHERE digest = ?"
 MARK_SUBMITTED = "UPDATE batches SET submitted = max(submitted, ?) WHERE digest = ?"
 BATCHES_TO_SUBMIT = f"""SELECT digest, envelope, cosignature FROM batches
-  WHERE length(allowance_id) > 0 AND (submitted = {SUBMITTED_NOT}
-    OR (submitted = {SUBMITTED_ALONE} AND cosignature IS NOT NULL))
+  WHERE length(allowance_id) > 0 AND (
+    (submitted = {Submitted.NOTHING} AND (signed_at_ns < ? OR cosignature IS NOT NULL))
+    OR (submitted = {Submitted.ALONE} AND cosignature IS NOT NULL))
   ORDER BY signed_at_ns LIMIT ?"""
 LATEST_BATCHES = """SELECT digest, envelope, cosignature FROM batches
   ORDER BY signed_at_ns DESC LIMIT ?"""
 RECEIPTS_OF_BATCH = "SELECT body FROM receipts WHERE batch_digest = ? ORDER BY position"
 PRUNE_RECEIPTS = f"""DELETE FROM receipts WHERE batch_digest IN
-  (SELECT digest FROM batches WHERE signed_at_ns < ? AND submitted != {SUBMITTED_NOT})"""
+  (SELECT digest FROM batches WHERE signed_at_ns < ? AND submitted != {Submitted.NOTHING})"""
 PRUNE_BATCHES = f"""DELETE FROM batches
-  WHERE signed_at_ns < ? AND submitted != {SUBMITTED_NOT}"""
+  WHERE signed_at_ns < ? AND submitted != {Submitted.NOTHING}"""
 
 PUT_EVIDENCE = "INSERT INTO evidence (kind, first, second, seen_at_ns) VALUES (?, ?, ?, ?)"

@@ -16,7 +16,7 @@ from p2p.receipts.messages import WALLET_PROOF, Receipt
 from p2p.session import Role, Session, events
 from p2p.session.events import ErrorInfo, Event
 from p2p.signing import unseal
-from p2p.types import FinishReason, NetworkId, PublicKey
+from p2p.types import AllowanceId, FinishReason, NetworkId, PublicKey
 from peer.host.admission import FREE_SLOTS_PER_PEER_COUNT
 from peer.host.books import Account, Books
 from peer.host.engines.api import EngineCall
@@ -89,6 +89,7 @@ class HostLink:
         self.requests: dict[int, ServedRequest] = {}
         self.free_account = server.books.free_account()
         self.account: Account | None = None
+        self._allowances: set[AllowanceId] = set()
         self.wallet_key: PublicKey | None = None
         self.is_lost = False
         self._held: dict[ServedRequest, None] = {}
@@ -121,7 +122,7 @@ class HostLink:
         with self._server.loop.turn():
             for request in list(self.requests.values()):
                 request.cancel(FinishReason.DISCONNECTED)
-            self._sign_batches()
+            self.finish_receipts()
             for timer in (self._unpaid_timer, self._liveness_timer):
                 if timer is not None:
                     timer.cancel()
@@ -133,6 +134,13 @@ class HostLink:
         """Let the pump know if something waits."""
         if not self.is_lost and self.session.has_output:
             self.link.wake(urgent=self.session.urgent)
+
+    def show_close(self, allowance_id: AllowanceId, envelope: bytes) -> None:
+        """Show the gateway our close of an allowance of its own."""
+        if allowance_id in self._allowances and not self.is_lost:
+            self._allowances.discard(allowance_id)
+            self.session.send_close(envelope)
+            self.flush()
 
     def say_goaway(self, reason: str) -> None:
         """Ask the gateway for no new requests."""
@@ -217,7 +225,8 @@ class HostLink:
         if isinstance(taken, ErrorInfo):
             self._say(taken)
             return
-        account, _ = taken
+        account, allowance_id = taken
+        self._allowances.add(allowance_id)
         if account is not self.account:
             self._server.claim_account(self, account)
             self.account = account
@@ -242,12 +251,12 @@ class HostLink:
     def _release_held(self) -> None:
         held, self._held = self._held, {}
         for request in held:
-            if request.phase is Phase.UNPAID and not request.may_start():
+            if request.phase is Phase.RUNNING:
+                request.release()
+            elif not request.may_start():
                 self.held_for_money(request)
             elif request.phase is Phase.UNPAID:
                 self._server.prompt_paid(request)
-            else:
-                request.release()
 
     def held_for_money(self, request: ServedRequest) -> None:
         """Wait for a voucher, but not for ever."""
@@ -329,7 +338,9 @@ class HostLink:
         if receipt is not None:
             body = self._server.books.add_receipt(request.origin.account, receipt)
             if self._batch_timer is None:
-                self._batch_timer = self._server.loop.call_later(_BATCH_WAIT_S, self._sign_batches)
+                self._batch_timer = self._server.loop.call_later(
+                    _BATCH_WAIT_S, self.finish_receipts
+                )
         self._server.request_over(request, receipt)
         return body
 
@@ -344,7 +355,8 @@ class HostLink:
         """Whether this peer has all the requests at zero price that it may have."""
         return self.free_account.customer.open_count >= FREE_SLOTS_PER_PEER_COUNT
 
-    def _sign_batches(self) -> None:
+    def finish_receipts(self) -> None:
+        """Sign the receipts that wait, and send them once they are on disk."""
         if self._batch_timer is not None:
             self._batch_timer.cancel()
             self._batch_timer = None

@@ -14,7 +14,7 @@ from p2p.overlay import Link
 from p2p.receipts.messages import Quote, Receipt
 from p2p.receipts.tab import OpenRefusal
 from p2p.session.events import ErrorInfo, RequestReceived
-from p2p.types import ID_BYTES, NetworkId, QuoteId, model_key
+from p2p.types import ID_BYTES, AllowanceId, FinishReason, NetworkId, QuoteId, model_key
 from peer.host.admission import (
     FREE_SLOTS_PER_ADDRESS_COUNT,
     Circumstances,
@@ -36,7 +36,7 @@ from peer.http.loop import Loop
 _LOG = logging.getLogger(__name__)
 
 LINKS_COUNT_MAX = 4096
-REQUEST_MS_DEFAULT = 5_000
+DEFAULT_REQUEST_MS = 5_000
 RECENT_REQUESTS_COUNT = 32
 
 
@@ -171,6 +171,11 @@ class HostServer:
         self.links.pop(link, None)
         self.pump()
 
+    def send_close(self, allowance_id: AllowanceId, envelope: bytes) -> None:
+        """Show a close to the gateway whose allowance it was, if it is here."""
+        for link in list(self.links):
+            link.show_close(allowance_id, envelope)
+
     def say_goaway(self, reason: str) -> None:
         """Ask all gateways for no new requests."""
         for link in list(self.links):
@@ -278,6 +283,8 @@ class HostServer:
         queued_before = self.queue.wait(request)
         is_first = not queued_before and self.queue.free and self._may_run(request)
         request.accepted(slots_free=self.queue.free, queued_before=0 if is_first else queued_before)
+        if not request.may_start():
+            request.owner.held_for_money(request)
         self.pump()
 
     # -- slots ---------------------------------------------------------------------------------
@@ -309,9 +316,33 @@ class HostServer:
         return self.engine.start(request.origin.body, request)
 
     def engine_changed(self) -> None:
-        """Start those who waited for the engine, and have the change announced."""
+        """Send away those who waited for an engine that is gone; have the change announced."""
+        if self.engine.state is not EngineState.READY:
+            self._refuse_waiting(
+                ErrorInfo(code=ErrorCode.ENGINE_FAILED, message="the engine is not running")
+            )
         self.pump()
         self.on_change()
+
+    def _refuse_waiting(self, error: ErrorInfo) -> None:
+        """Refuse all that have not begun: other hosts may take them."""
+        for link in list(self.links):
+            for request in list(link.requests.values()):
+                if request.phase is not Phase.RUNNING:
+                    request.refuse(error)
+            link.flush()
+
+    def stop(self) -> None:
+        """Take nothing new and end what is open, with its receipts, for the process's end."""
+        self.is_stopping = True
+        error = ErrorInfo(code=ErrorCode.DRAINING, message="the host is shutting down")
+        with self.loop.turn():
+            for link in list(self.links):
+                for request in list(link.requests.values()):
+                    request.fail(error, FinishReason.HOST_ERROR)
+                link.finish_receipts()
+                link.say_goaway("the host is shutting down")
+                link.flush()
 
     def request_over(self, request: ServedRequest, receipt: Receipt | None) -> None:
         """Free what a request held, and count it."""
@@ -331,7 +362,7 @@ class HostServer:
 
     def _request_ms(self) -> int:
         if not self._recent_ms:
-            return REQUEST_MS_DEFAULT
+            return DEFAULT_REQUEST_MS
         return sum(self._recent_ms) // len(self._recent_ms)
 
     async def wait_idle(self) -> None:

@@ -111,6 +111,12 @@ class Engine(Protocol):
     def models(self) -> tuple[EngineModel, ...]:
         """What it serves; empty until it is ready."""
 
+    async def run(self) -> None:
+        """Keep the engine going until cancelled."""
+
+    def on_change(self, changed: Callable[[], None]) -> None:
+        """Call ``changed`` whenever its state or its models changed."""
+
     def count_prompt(self, body: bytes, counted: PromptCounted) -> None:
         """Count the prompt tokens of a prepared request; calls back at once or later, once."""
 

@@ -1,5 +1,7 @@
 """An engine behind an OpenAI-compatible HTTP API, spoken to by callbacks."""
 
+from http import HTTPStatus
+
 import msgspec
 
 from p2p.errors import ErrorCode
@@ -14,7 +16,6 @@ from peer.http.target import EngineTarget
 
 ERROR_BODY_BYTES_MAX = 64 * 1024
 COUNT_BODY_BYTES_MAX = 64 * 1024
-_OK = 200
 _SERVER_ERROR_MIN = 500
 
 _FAILURES = {
@@ -103,16 +104,16 @@ class _Answer:
 
     def on_head(self, status: int, headers: Headers) -> None:
         is_stream = headers.get("content-type", "").startswith("text/event-stream")
-        self._status = status if status != _OK or is_stream else 0
+        self._status = status if status != HTTPStatus.OK or is_stream else 0
 
     def on_body(self, data: bytes) -> None:
-        if self._status == _OK:
+        if self._status == HTTPStatus.OK:
             self._sink.received(data)
         elif len(self._refusal) < ERROR_BODY_BYTES_MAX:
             self._refusal += data
 
     def on_end(self) -> None:
-        if self._status == _OK:
+        if self._status == HTTPStatus.OK:
             self._sink.ended()
         else:
             self._sink.failed(failure_of_answer(self._status, bytes(self._refusal)))
@@ -137,7 +138,7 @@ class _CountAnswer:
             self._body += data
 
     def on_end(self) -> None:
-        self._counted(parse_count(bytes(self._body)) if self._status == _OK else None)
+        self._counted(parse_count(bytes(self._body)) if self._status == HTTPStatus.OK else None)
 
     def on_error(self, error: EngineError) -> None:
         self._counted(None)

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -92,6 +92,16 @@ class FakeEngine:
         return self.started - self._over
 
     _over: int = 0
+    _changed: Callable[[], None] = lambda: None
+
+    def on_change(self, changed: Callable[[], None]) -> None:
+        """Call ``changed`` after ``set_state``."""
+        self._changed = changed
+
+    def set_state(self, state: EngineState) -> None:
+        """Pretend that the engine came or went."""
+        self.state = state
+        self._changed()
 
     def count_prompt(self, body: bytes, counted: PromptCounted) -> None:
         """Count at once: a quarter of the bytes of the messages."""

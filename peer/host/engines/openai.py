@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import httpx
@@ -26,7 +27,6 @@ CHECK_S = 10.0
 CHECK_TIMEOUT_S = 5.0
 MODELS_COUNT_MAX = 8
 MODELS_BYTES_MAX = 1024 * 1024
-_OK = 200
 _FEATURES = (Feature.STREAM, Feature.USAGE)
 _COUNT_PROBE = b'{"model":"","messages":[{"role":"user","content":"a"}]}'
 
@@ -126,7 +126,7 @@ class OpenAiEngine:
                 )
             except httpx.HTTPError:
                 continue
-            if response.status_code == _OK and parse_count(response.content):
+            if response.status_code == HTTPStatus.OK and parse_count(response.content):
                 return path
         return ""
 

@@ -1,0 +1,217 @@
+"""Tells the network what this host offers: the record in the DHT, and to whoever asks us."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+import trio
+
+from p2p import limits
+from p2p.clock import WallClock
+from p2p.errors import PeerUnreachableError
+from p2p.overlay import MANIFEST_PROTOCOL, RECORD_PROTOCOL, Node
+from p2p.proto import record_pb2
+from p2p.records import RECORD, CapabilityRecord, Hardware, Offer, providers_for_day
+from p2p.signing import SecretKey, Signed, sealed
+from p2p.types import NetworkId, PeerId
+from p2p.wire import encode_value
+from peer.host.admission import HostState
+from peer.host.journal import Journal
+from peer.host.pricing import OfferedModel
+
+_LOG = logging.getLogger(__name__)
+
+LOOK_S = 15.0  # addresses come and go without a word
+RETRY_S_MIN = 2.0
+RETRY_S_MAX = 60.0
+PROVIDE_AGAIN_S = 60.0  # the first time, few of the DHT's nodes may be known
+PROVIDE_S = limits.PROVIDER_ANNOUNCE_NS / limits.SECOND_NS
+MIDNIGHT_NS = 2 * limits.PROVIDER_ANNOUNCE_NS  # so long before it, tomorrow's keys are used too
+_SEQUENCE = "record_sequence"
+_SEQUENCE_BYTES = 8
+
+
+def provider_keys(network_id: NetworkId, model_id: str, *, now_ns: int) -> tuple[str, ...]:
+    """Return where to announce a model now: today's keys, and tomorrow's if it is near."""
+    today = providers_for_day(network_id, model_id, now_ns=now_ns)
+    later = providers_for_day(network_id, model_id, now_ns=now_ns + MIDNIGHT_NS)
+    return tuple(dict.fromkeys(today + later))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What goes into the record, as of now."""
+
+    network_id: NetworkId
+    state: HostState
+    offered: tuple[OfferedModel, ...]
+    hardware: Hardware
+    region: str
+    owner_tag: bytes
+
+    @property
+    def offers(self) -> tuple[Offer, ...]:
+        """The offers alone."""
+        return tuple(each.offer for each in self.offered)
+
+
+class Announcer:
+    """Keeps the record true and in the DHT. Run ``run`` in a nursery.
+
+    A host whose state is "refusing" announces nothing: what it signs would not be believed.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        key: SecretKey,
+        journal: Journal,
+        *,
+        clock: WallClock,
+        rng: Random,
+        facts: Callable[[], Facts],
+    ) -> None:
+        self.node = node
+        self._key = key
+        self._journal = journal
+        self._clock = clock
+        self._rng = rng
+        self._facts = facts
+        self._changed = trio.Event()
+        self._published = trio.Event()
+        self._sequence = 0
+        self._manifests: dict[bytes, bytes] = {}
+        self.record: Signed[CapabilityRecord] | None = None
+
+    def changed(self) -> None:
+        """Have the record made anew if anything in it changed."""
+        self._changed.set()
+
+    async def wait_published(self) -> None:
+        """Wait until a record has reached the DHT."""
+        await self._published.wait()
+
+    async def run(self) -> None:
+        """Announce now, on every change, and before anything expires, until cancelled."""
+        stored = await self._journal.load_meta(_SEQUENCE)
+        self._sequence = int.from_bytes(stored or b"", "big")
+        self.node.serve_requests(RECORD_PROTOCOL, self._answer_record)
+        self.node.serve_requests(MANIFEST_PROTOCOL, self._answer_manifest)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_record)
+            nursery.start_soon(self._keep_providing)
+
+    async def announce_last(self) -> None:
+        """Say once, in whatever time is left, that no new request is wanted."""
+        await self._renew(self._facts())
+        await self._publish()
+
+    # -- the record ----------------------------------------------------------------------------
+
+    async def _keep_record(self) -> None:
+        retry_s = RETRY_S_MIN
+        is_published = False
+        while True:
+            self._changed = trio.Event()
+            facts = self._facts()
+            if facts.state is HostState.REFUSING:
+                self.record = None
+            elif not self._is_current(facts):
+                await self._renew(facts)
+                is_published = False
+            if self.record is not None and not is_published:
+                is_published = await self._publish()
+            wait_s = LOOK_S if is_published or self.record is None else retry_s
+            retry_s = RETRY_S_MIN if is_published else min(2 * retry_s, RETRY_S_MAX)
+            with trio.move_on_after(wait_s * self._rng.uniform(0.9, 1.1)):
+                await self._changed.wait()
+
+    def _is_current(self, facts: Facts) -> bool:
+        held = self.record
+        if held is None or self._clock() - held.value.issued_at_ns >= limits.RECORD_ANNOUNCE_NS:
+            return False
+        value = held.value
+        return (value.addresses, value.draining, value.offers, value.owner_tag) == (
+            self._addresses(),
+            facts.state is not HostState.SERVING,
+            facts.offers,
+            facts.owner_tag,
+        )
+
+    async def _renew(self, facts: Facts) -> None:
+        """Sign a record with the next sequence, which is on disk before anybody sees it."""
+        self._sequence += 1
+        self._journal.put_meta(_SEQUENCE, self._sequence.to_bytes(_SEQUENCE_BYTES, "big"))
+        await self._journal.flush()
+        now_ns = self._clock()
+        record = CapabilityRecord(
+            network_id=facts.network_id,
+            peer_id=self._key.peer_id,
+            sequence=self._sequence,
+            issued_at_ns=now_ns,
+            expires_at_ns=now_ns + limits.RECORD_TTL_NS,
+            addresses=self._addresses(),
+            region=facts.region,
+            draining=facts.state is not HostState.SERVING,
+            owner_tag=facts.owner_tag,
+            hardware=facts.hardware,
+            offers=facts.offers,
+        )
+        self.record = sealed(self._key, RECORD, record)
+        self._manifests = {
+            each.offer.manifest_digest: encode_value(each.manifest, record_pb2.Manifest)
+            for each in facts.offered
+        }
+
+    async def _publish(self) -> bool:
+        assert self.record is not None
+        try:
+            await self.node.directory.publish_record(self.record.envelope)
+        except PeerUnreachableError as error:
+            _LOG.info("the record is not in the DHT yet: %s", error)
+            return False
+        self._published.set()
+        return True
+
+    def _addresses(self) -> tuple[str, ...]:
+        most = limits.RECORD_TEXT_BYTES_MAX
+        fitting = [each for each in self.node.addresses if len(each.encode()) <= most]
+        return tuple(fitting[: limits.RECORD_ADDRESSES_MAX])
+
+    async def _answer_record(self, remote: PeerId, payload: bytes) -> bytes:
+        return self.record.envelope if self.record is not None else b""
+
+    async def _answer_manifest(self, remote: PeerId, payload: bytes) -> bytes:
+        return self._manifests.get(payload, b"")
+
+    # -- who serves what -----------------------------------------------------------------------
+
+    async def _keep_providing(self) -> None:
+        provided: tuple[str, ...] = ()
+        due_s = trio.current_time()
+        first = True
+        while True:
+            facts = self._facts()
+            models = tuple(offer.model_id for offer in facts.offers)
+            is_due = models != provided or trio.current_time() >= due_s
+            if models and is_due and facts.state is not HostState.REFUSING:
+                is_done = await self._provide(facts)
+                provided = models if is_done else ()
+                wait_s = PROVIDE_AGAIN_S if first else PROVIDE_S * self._rng.uniform(0.9, 1.0)
+                first = first and not is_done
+                due_s = trio.current_time() + wait_s
+            await trio.sleep(RETRY_S_MIN if not provided else LOOK_S)
+
+    async def _provide(self, facts: Facts) -> bool:
+        """Announce every model under all its keys; return whether all of it worked."""
+        worked = True
+        for offer in facts.offers:
+            keys = provider_keys(facts.network_id, offer.model_id, now_ns=self._clock())
+            for key in keys:
+                try:
+                    await self.node.directory.provide_model(key)
+                except PeerUnreachableError as error:
+                    _LOG.info("could not announce %s: %s", offer.model_id, error)
+                    worked = False
+        return worked

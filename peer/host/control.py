@@ -1,0 +1,225 @@
+"""The control API: JSON over HTTP on a unix socket that only the owner can open."""
+
+import base64
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import msgspec
+import trio
+
+from peer.host.journal import Journal, StoredBatch
+from peer.host.logbook import Logbook, LogEntry
+from peer.host.serve import HostServer
+from peer.host.settle import Settler
+from peer.host.status import StatusBoard
+from peer.http.exchange import Exchange
+from peer.http.loop import Loop
+from peer.http.messages import HttpRequest
+from peer.http.server import HttpServer
+
+_LOG = logging.getLogger(__name__)
+
+EVENTS_S = 1.0
+WATCHERS_COUNT_MAX = 16
+JOBS_COUNT_MAX = 16
+DEFAULT_RECEIPTS_COUNT = 20
+RECEIPTS_COUNT_MAX = 200
+_JSON = {"content-type": "application/json"}
+_SSE = {"content-type": "text/event-stream", "cache-control": "no-store"}
+
+_Job = tuple[Exchange, Callable[[], Awaitable[object]]]
+
+
+class ControlApi:
+    """Answers the owner. Run ``run`` in a nursery; the socket is gone when it ends."""
+
+    def __init__(
+        self,
+        server: HostServer,
+        board: StatusBoard,
+        settler: Settler,
+        *,
+        journal: Journal,
+        logbook: Logbook,
+        loop: Loop,
+    ) -> None:
+        self._server = server
+        self._board = board
+        self._settler = settler
+        self._journal = journal
+        self._logbook = logbook
+        self._loop = loop
+        self._http = HttpServer(loop, self, wall_clock=server.now_ns)
+        self._watchers: dict[Exchange, int] = {}
+        self._give_job, self._take_job = trio.open_memory_channel[_Job](JOBS_COUNT_MAX)
+        self._routes: dict[tuple[str, str], Callable[[HttpRequest, Exchange], None]] = {
+            ("GET", "/v1/status"): self._status,
+            ("GET", "/v1/log"): self._log,
+            ("GET", "/v1/events"): self._events,
+            ("GET", "/v1/receipts"): self._receipts,
+            ("POST", "/v1/pause"): self._pause,
+            ("POST", "/v1/resume"): self._resume,
+            ("POST", "/v1/drain"): self._drain,
+            ("POST", "/v1/settle"): self._settle,
+        }
+
+    def listen(self, path: Path) -> None:
+        """Listen on the socket.
+
+        Raises:
+            ListenError: If another process does, or the path can't be used.
+        """
+        self._http.listen_unix(path)
+
+    async def run(self) -> None:
+        """Do what takes time, and feed those who watch, until cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._work)
+                while True:
+                    await trio.sleep(EVENTS_S)
+                    self._feed_watchers()
+        finally:
+            self._http.close()
+
+    def handle(self, request: HttpRequest, exchange: Exchange) -> None:
+        """Answer a request now, or when its work is done."""
+        route = self._routes.get((request.method, request.path))
+        if route is not None:
+            route(request, exchange)
+            return
+        known = {path for _, path in self._routes}
+        status = 405 if request.path in known else 404
+        _respond(exchange, {"error": {"message": f"{request.method} {request.path}"}}, status)
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def _status(self, request: HttpRequest, exchange: Exchange) -> None:
+        _respond(exchange, self._board.read())
+
+    def _log(self, request: HttpRequest, exchange: Exchange) -> None:
+        after = _number(request, "after", 0, 2**53)
+        entries = [_entry(entry) for entry in self._logbook.after(after)]
+        _respond(exchange, {"entries": entries})
+
+    def _events(self, request: HttpRequest, exchange: Exchange) -> None:
+        if len(self._watchers) >= WATCHERS_COUNT_MAX:
+            _respond(exchange, {"error": {"message": "too many watchers"}}, 503)
+            return
+        exchange.start_stream(200, _SSE)
+        exchange.on_hang_up = partial(self._forget_watcher, exchange)
+        self._watchers[exchange] = 0
+        self._feed(exchange)
+
+    def _forget_watcher(self, exchange: Exchange) -> None:
+        self._watchers.pop(exchange, None)
+
+    def _receipts(self, request: HttpRequest, exchange: Exchange) -> None:
+        limit = _number(request, "limit", DEFAULT_RECEIPTS_COUNT, RECEIPTS_COUNT_MAX)
+
+        async def read() -> object:
+            batches = await self._journal.latest_batches(limit)
+            return {"receipts": [_batch(batch) for batch in batches]}
+
+        self._later(exchange, read)
+
+    # -- steering ------------------------------------------------------------------------------
+
+    def _pause(self, request: HttpRequest, exchange: Exchange) -> None:
+        self._server.is_paused = True
+        self._steered(exchange, "paused by the owner")
+
+    def _resume(self, request: HttpRequest, exchange: Exchange) -> None:
+        self._server.is_paused = self._server.is_drained = False
+        self._steered(exchange, "resumed by the owner")
+
+    def _drain(self, request: HttpRequest, exchange: Exchange) -> None:
+        self._server.is_drained = True
+        self._server.say_goaway("this host is draining")
+        self._settler.want()
+        self._steered(exchange, "draining at the owner's wish")
+
+    def _settle(self, request: HttpRequest, exchange: Exchange) -> None:
+        async def settle() -> object:
+            is_done = await self._settler.settle(everything=True)
+            return {
+                "ok": is_done,
+                "unsettled_micros": self._server.books.unsettled_micros,
+                "detail": self._settler.detail,
+            }
+
+        self._later(exchange, settle)
+
+    def _steered(self, exchange: Exchange, what: str) -> None:
+        _LOG.info("%s", what)
+        self._server.on_change()
+        state, reason = self._server.state
+        _respond(exchange, {"ok": True, "state": state.value, "state_reason": reason})
+
+    # -- what takes time -----------------------------------------------------------------------
+
+    def _later(self, exchange: Exchange, work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            self._give_job.send_nowait((exchange, work))
+        except trio.WouldBlock:
+            _respond(exchange, {"error": {"message": "busy; try again"}}, 503)
+
+    async def _work(self) -> None:
+        async for exchange, work in self._take_job:
+            answer = await work()
+            with self._loop.turn():
+                _respond(exchange, answer)
+
+    def _feed_watchers(self) -> None:
+        if self._watchers:
+            with self._loop.turn():
+                for exchange in list(self._watchers):
+                    self._feed(exchange)
+
+    def _feed(self, exchange: Exchange) -> None:
+        if not exchange.is_open:
+            self._watchers.pop(exchange, None)
+            return
+        for entry in self._logbook.after(self._watchers[exchange]):
+            exchange.write(_event("log", _entry(entry)))
+        self._watchers[exchange] = self._logbook.last_index
+        exchange.write(_event("status", self._board.read()))
+
+
+def _respond(exchange: Exchange, answer: object, status: int = 200) -> None:
+    if exchange.is_open:
+        exchange.respond(status, _JSON, msgspec.json.encode(answer))
+
+
+def _event(name: str, fields: object) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode(fields))
+
+
+def _entry(entry: LogEntry) -> dict[str, object]:
+    return {
+        "index": entry.index,
+        "time": entry.time,
+        "level": entry.level,
+        "message": entry.message,
+    }
+
+
+def _batch(batch: StoredBatch) -> dict[str, object]:
+    return {
+        "batch": _base64(batch.envelope),
+        "cosignature": None if batch.cosignature is None else _base64(batch.cosignature),
+        "receipts": [_base64(receipt) for receipt in batch.receipts],
+    }
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _number(request: HttpRequest, name: str, default: int, most: int) -> int:
+    """Return a number of the query; the default if it is missing or none."""
+    text = parse_qs(request.query).get(name, [""])[0]
+    return min(int(text), most) if text.isascii() and text.isdigit() else default

@@ -1,0 +1,311 @@
+"""The host as one process: what it is made of, in which order it starts and ends."""
+
+import importlib.metadata
+import logging
+import math
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random, SystemRandom
+from typing import assert_never
+
+import httpx
+import trio
+
+from p2p import limits
+from p2p.clock import WallClock
+from p2p.errors import SparewattError
+from p2p.keys import load_or_create_key, lock_data_directory
+from p2p.net.config import NodeConfig
+from p2p.overlay import SESSION_PROTOCOL, Node
+from p2p.paths import socket_path
+from p2p.signing import SecretKey
+from p2p.types import AllowanceId
+from peer.host.announce import Announcer, Facts
+from peer.host.books import Books
+from peer.host.config import FakeSpec, HostConfig, LlamacppSpec, OpenAiSpec, Ready
+from peer.host.control import ControlApi
+from peer.host.engines.api import Engine, EngineState
+from peer.host.engines.fake import FakeEngine
+from peer.host.engines.llamacpp import LlamacppEngine
+from peer.host.engines.openai import OpenAiEngine
+from peer.host.hardware import read_hardware
+from peer.host.journal import Journal, Runner, open_journal, run_in_thread
+from peer.host.logbook import Logbook
+from peer.host.serve import HostServer
+from peer.host.settle import Settler
+from peer.host.status import StatusBoard
+from peer.http.loop import Loop
+from peer.settlement_client import SettlementClient
+
+_LOG = logging.getLogger(__name__)
+
+KEY_NAME = "node.key"
+JOURNAL_NAME = "journal.sqlite"
+ENGINE_SOCKET_NAME = "engine.sock"
+ENGINE_LOG_NAME = "engine.log"
+READY_WAIT_S = 10.0  # for settlement and the DHT; the host serves without either
+STOP_S_MAX = 6.0
+STOP_SEND_S = 0.5  # for the last frames to leave
+STOP_SETTLE_S = 2.0
+
+OpenNode = Callable[[NodeConfig], AbstractAsyncContextManager[Node]]
+
+
+class EngineStartError(SparewattError):
+    """Raised when the host's own engine can't be started the first time; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostTools:
+    """What a test replaces.
+
+    Attributes:
+        run_work: Where the journal's disk is waited for.
+        rng: Ids and jitter.
+        settlement_transport: Instead of TCP.
+        engine: Instead of the one in the config.
+    """
+
+    run_work: Runner = run_in_thread
+    rng: Random = field(default_factory=SystemRandom)
+    settlement_transport: httpx.AsyncBaseTransport | None = None
+    engine: Engine | None = None
+
+
+async def run_host(
+    config: HostConfig,
+    *,
+    clock: WallClock,
+    open_node: OpenNode,
+    ready: Callable[[Ready], None],
+    tools: HostTools | None = None,
+) -> None:
+    """Run a host until cancelled; then end what is open, settle, and stop within 6 s.
+
+    Args:
+        config: The owner's decisions.
+        clock: Wall clock.
+        open_node: ``p2p.net.open_node``, or a network in memory.
+        ready: Called once, when it serves.
+        tools: What a test replaces.
+
+    Raises:
+        DataDirectoryError: If the data directory is in use or can't be used.
+        JournalError: If the journal can't be opened.
+        ListenError: If the control socket is taken.
+        EngineStartError: If the host's own engine does not start the first time.
+    """
+    tools = tools or HostTools()
+    stopping = trio.Event()
+    with lock_data_directory(config.data_dir) as data_dir, Logbook() as logbook:
+        key = load_or_create_key(data_dir / KEY_NAME)
+        host = _Host(config, key, clock, tools=tools, logbook=logbook)
+        # What runs must outlive the cancel by as long as it takes to say good-bye.
+        scope = trio.CancelScope(shield=True, deadline=math.inf)
+
+        async def run() -> None:
+            with scope:
+                await host.run(open_node, ready, stopping)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            try:
+                await trio.sleep_forever()
+            finally:
+                scope.deadline = trio.current_time() + STOP_S_MAX
+                stopping.set()
+
+
+class _Host:
+    """The parts of a running host and how they hang together."""
+
+    def __init__(
+        self,
+        config: HostConfig,
+        key: SecretKey,
+        clock: WallClock,
+        *,
+        tools: HostTools,
+        logbook: Logbook,
+    ) -> None:
+        self._config = config
+        self._key = key
+        self._clock = clock
+        self._tools = tools
+        self._logbook = logbook
+        self._loop = Loop()
+        self._engine = tools.engine or make_engine(config, self._loop)
+        self._hardware = read_hardware()
+
+    async def run(
+        self, open_node: OpenNode, ready: Callable[[Ready], None], stopping: trio.Event
+    ) -> None:
+        """Open everything, serve until ``stopping``, and close it in reverse order."""
+        config = self._config
+        client = SettlementClient(
+            config.network.settlement_url,
+            self._key,
+            config.network.network_id,
+            self._clock,
+            root_key=config.network.root_key,
+            transport=self._tools.settlement_transport,
+        )
+        path = config.data_dir / JOURNAL_NAME
+        async with (
+            open_journal(path, run_work=self._tools.run_work) as journal,
+            client,
+            open_node(self._node_config()) as node,
+            trio.open_nursery() as nursery,
+        ):
+            books = await self._open_books(journal)
+            settler = Settler(client, books, journal, rng=self._tools.rng)
+            await settler.restore()
+            server = self._make_server(books, settler)
+            announcer = self._make_announcer(node, journal, server, settler)
+            control = self._make_control(server, announcer, settler, journal)
+            control.listen(config.control_socket)
+            nursery.start_soon(self._loop.run)
+            nursery.start_soon(self._engine.run)
+            nursery.start_soon(control.run)
+            node.serve_links(SESSION_PROTOCOL, server.accept_link)
+            nursery.start_soon(settler.run, config.enrol_code)
+            nursery.start_soon(announcer.run)
+            nursery.start_soon(self._get_ready, settler, announcer, ready)
+            await stopping.wait()
+            await self._stop(server, announcer, settler)
+            nursery.cancel_scope.cancel()
+
+    async def _get_ready(
+        self, settler: Settler, announcer: Announcer, ready: Callable[[Ready], None]
+    ) -> None:
+        """Wait until the host can be found and used; say so in any case after a while."""
+        with trio.move_on_after(self._config.timeouts.load_s):
+            await self._wait_engine()
+        with trio.move_on_after(READY_WAIT_S):
+            await settler.wait_first_round()
+            await announcer.wait_published()
+        _LOG.info("host %s is ready: %s", self._key.peer_id, self._engine.detail)
+        ready(Ready(self._key.peer_id, self._engine.pid, self._config.control_socket))
+
+    async def _wait_engine(self) -> None:
+        while self._engine.state is not EngineState.READY:
+            if self._engine.state is EngineState.FAILED:
+                if isinstance(self._config.engine, LlamacppSpec):
+                    raise EngineStartError(self._engine.detail)
+                return
+            await trio.sleep(0.05)
+
+    async def _stop(self, server: HostServer, announcer: Announcer, settler: Settler) -> None:
+        _LOG.info("shutting down")
+        server.stop()
+        with trio.move_on_after(STOP_SEND_S):
+            await announcer.announce_last()
+            await server.books.journal.flush()
+            await trio.sleep_forever()
+        with trio.move_on_after(STOP_SETTLE_S):
+            await settler.settle(everything=True)
+
+    # -- parts ---------------------------------------------------------------------------------
+
+    def _node_config(self) -> NodeConfig:
+        config = self._config
+        return NodeConfig(
+            network_id=config.network.network_id,
+            key=self._key,
+            listen=config.listen,
+            bootstrap=config.network.bootstrap,
+            dht_server=True,
+            use_relay=config.use_relay,
+            wall_clock=self._clock,
+        )
+
+    async def _open_books(self, journal: Journal) -> Books:
+        config, now_ns = self._config, self._clock()
+        books = Books(
+            self._key, config.network.network_id, journal, self._clock, slots=config.slots
+        )
+        books.restore(await journal.load_allowances(now_ns))
+        books.earnings = await journal.load_earnings(now_ns // limits.DAY_NS)
+        return books
+
+    def _make_server(self, books: Books, settler: Settler) -> HostServer:
+        server = HostServer(
+            self._config,
+            books=books,
+            engine=self._engine,
+            loop=self._loop,
+            clock=self._clock,
+            rng=self._tools.rng,
+        )
+
+        def set_clock(offset_ns: int) -> None:
+            server.clock_offset_ns = offset_ns
+            server.on_change()
+
+        def send_close(allowance_id: AllowanceId, envelope: bytes) -> None:
+            server.send_close(allowance_id, envelope)
+
+        settler.on_clock = set_clock
+        settler.on_closed = send_close
+        return server
+
+    def _make_announcer(
+        self, node: Node, journal: Journal, server: HostServer, settler: Settler
+    ) -> Announcer:
+        def facts() -> Facts:
+            return Facts(
+                network_id=self._config.network.network_id,
+                state=server.state[0],
+                offered=server.offered,
+                hardware=self._hardware,
+                region=self._config.region,
+                owner_tag=settler.owner_tag,
+            )
+
+        announcer = Announcer(
+            node, self._key, journal, clock=self._clock, rng=self._tools.rng, facts=facts
+        )
+        server.on_change = announcer.changed
+        self._engine.on_change(server.engine_changed)
+        return announcer
+
+    def _make_control(
+        self, server: HostServer, announcer: Announcer, settler: Settler, journal: Journal
+    ) -> ControlApi:
+        started_s = trio.current_time()
+        board = StatusBoard(
+            server,
+            announcer,
+            settler,
+            version=importlib.metadata.version("sparewatt"),
+            uptime_s=lambda: int(trio.current_time() - started_s),
+        )
+        return ControlApi(
+            server, board, settler, journal=journal, logbook=self._logbook, loop=self._loop
+        )
+
+
+def make_engine(config: HostConfig, loop: Loop) -> Engine:
+    """Return the engine that a config names; nothing runs yet."""
+    match config.engine:
+        case LlamacppSpec() as spec:
+            return LlamacppEngine(
+                spec,
+                loop,
+                slots=config.slots,
+                socket=_engine_socket(config.data_dir),
+                log_path=config.data_dir / ENGINE_LOG_NAME,
+                timeouts=config.timeouts,
+            )
+        case OpenAiSpec() as spec:
+            return OpenAiEngine(spec, loop, timeouts=config.timeouts)
+        case FakeSpec() as spec:
+            return FakeEngine(spec, idle_s=config.timeouts.token_s)
+        case _:
+            assert_never(config.engine)
+
+
+def _engine_socket(data_dir: Path) -> Path:
+    return socket_path(data_dir, ENGINE_SOCKET_NAME)

@@ -1,0 +1,241 @@
+"""The host's business with settlement: keys, clock, enrolment, vouchers, receipts, closes.
+
+Nothing here stands in the way of a request. While settlement is away the host serves on under
+the allowances that it has; what it is owed waits in the journal.
+"""
+
+import logging
+from collections.abc import Callable
+from random import Random
+
+import trio
+
+from p2p import limits
+from p2p.types import KEY_BYTES, AllowanceId, PublicKey
+from peer.host.books import Books
+from peer.host.journal import Journal, StoredBatch
+from peer.settlement_client import (
+    CloseOutcome,
+    ReceiptItem,
+    ReceiptOutcome,
+    SettlementClient,
+    SettlementRefusedError,
+    SettlementUnreachableError,
+    VoucherOutcome,
+)
+
+_LOG = logging.getLogger(__name__)
+
+SETTLE_S = 600.0
+LOOK_S = 2.0  # how soon a quarter of an allowance, or a new signing key, is noticed
+KNOCK_S = 60.0  # the clock and whether settlement is there
+RETRY_S_MIN = 1.0
+RETRY_S_MAX = 60.0
+COSIGN_WAIT_NS = 5 * limits.SECOND_NS  # a batch waits so long for its cosignature
+CLOSE_IDLE_NS = 15 * limits.MINUTE_NS
+BATCHES_AT_ONCE_COUNT = 100
+PRUNE_S = 86_400.0
+_KEYS = "settlement_keys"
+_ACCOUNT = "account_id"
+_OWNER_TAG = "owner_tag"
+
+
+class Settler:
+    """Speaks to settlement, now and then. Run ``run`` in a nursery.
+
+    Attributes:
+        is_reachable: Whether the last attempt got an answer.
+        last_settled_at_ns: Wall clock, or 0.
+        detail: What went wrong, or empty.
+        owner_tag: For the record, or empty.
+    """
+
+    def __init__(
+        self, client: SettlementClient, books: Books, journal: Journal, *, rng: Random
+    ) -> None:
+        self._client = client
+        self._books = books
+        self._journal = journal
+        self._rng = rng
+        self._lock = trio.Lock()
+        self._wanted = trio.Event()
+        self._first_round = trio.Event()
+        self.is_reachable = False
+        self.last_settled_at_ns = 0
+        self.detail = ""
+        self.owner_tag = b""
+        self.on_clock: Callable[[int], None] = lambda offset_ns: None
+        self.on_closed: Callable[[AllowanceId, bytes], None] = lambda allowance_id, envelope: None
+
+    async def restore(self) -> None:
+        """Take up what the journal has of settlement, so that we can start without it."""
+        keys = await self._journal.load_meta(_KEYS) or b""
+        self._books.settlement_keys = frozenset(
+            PublicKey(keys[at : at + KEY_BYTES]) for at in range(0, len(keys), KEY_BYTES)
+        )
+        self.owner_tag = await self._journal.load_meta(_OWNER_TAG) or b""
+
+    async def wait_first_round(self) -> None:
+        """Wait until settlement was reached once."""
+        await self._first_round.wait()
+
+    def want(self) -> None:
+        """Settle soon."""
+        self._wanted.set()
+
+    async def run(self, enrol_code: str | None) -> None:
+        """Knock, enrol if need be, and settle at its times, until cancelled.
+
+        Args:
+            enrol_code: Joins this host to an account, unless it belongs to one already.
+        """
+        async with trio.open_nursery() as nursery:
+            await self._knock_until_answered(enrol_code)
+            self._first_round.set()
+            nursery.start_soon(self._knock_on)
+            nursery.start_soon(self._watch)
+            nursery.start_soon(self._prune)
+            await self._settle_on()
+
+    async def settle(self, *, everything: bool = False) -> bool:
+        """Submit what settlement lacks; return whether it took it.
+
+        Args:
+            everything: Also batches whose cosignature may still come.
+        """
+        async with self._lock:
+            try:
+                await self._submit_vouchers()
+                await self._submit_batches(everything=everything)
+                await self._submit_closes()
+            except (SettlementUnreachableError, SettlementRefusedError) as error:
+                self._failed(error)
+                return False
+        self.last_settled_at_ns = self._books.clock()
+        self._answered()
+        return True
+
+    # -- tasks ---------------------------------------------------------------------------------
+
+    async def _knock_until_answered(self, enrol_code: str | None) -> None:
+        wait_s = RETRY_S_MIN
+        while not (await self.knock() and await self._enrol(enrol_code)):
+            await trio.sleep(wait_s * self._rng.uniform(0.8, 1.2))
+            wait_s = min(2 * wait_s, RETRY_S_MAX)
+
+    async def _knock_on(self) -> None:
+        while True:
+            await trio.sleep(KNOCK_S * self._rng.uniform(0.9, 1.1))
+            await self.knock()
+
+    async def _watch(self) -> None:
+        while True:
+            await trio.sleep(LOOK_S)
+            if self._books.keys_wanted:
+                self._books.keys_wanted = False
+                await self.knock()
+            if self._books.wants_settling():
+                self.want()
+
+    async def _settle_on(self) -> None:
+        retry_s = RETRY_S_MIN
+        while True:
+            self._wanted = trio.Event()
+            if await self.settle():
+                retry_s = RETRY_S_MIN
+                with trio.move_on_after(SETTLE_S * self._rng.uniform(0.8, 1.2)):
+                    await self._wanted.wait()
+            else:
+                await trio.sleep(retry_s * self._rng.uniform(0.8, 1.2))
+                retry_s = min(2 * retry_s, RETRY_S_MAX)
+
+    async def _prune(self) -> None:
+        while True:
+            self._journal.prune(self._books.clock() - limits.RECEIPT_KEEP_NS)
+            await trio.sleep(PRUNE_S)
+
+    # -- one thing at a time -------------------------------------------------------------------
+
+    async def knock(self) -> bool:
+        """Learn keys and clock; return whether settlement answered."""
+        try:
+            status = await self._client.network()
+        except (SettlementUnreachableError, SettlementRefusedError) as error:
+            if self._client.clock_offset_ns is not None:
+                self.on_clock(self._client.clock_offset_ns)
+            self._failed(error)
+            return False
+        self._answered()
+        self.on_clock(status.clock_offset_ns)
+        if status.keys != self._books.settlement_keys:
+            self._books.settlement_keys = status.keys
+            self._journal.put_meta(_KEYS, b"".join(sorted(status.keys)))
+        return True
+
+    async def _enrol(self, enrol_code: str | None) -> bool:
+        """Join the account of the code; return False if it is worth another try."""
+        if enrol_code is None or await self._journal.load_meta(_ACCOUNT) is not None:
+            return True
+        try:
+            enrolled = await self._client.enrol(enrol_code, "host")
+        except SettlementUnreachableError as error:
+            self._failed(error)
+            return False
+        except SettlementRefusedError as error:
+            self.detail = f"settlement does not enrol this host: {error}"
+            _LOG.error("settlement does not enrol this host: %s", error)
+            return True
+        self.owner_tag = enrolled.owner_tag
+        self._journal.put_meta(_ACCOUNT, enrolled.account_id.encode())
+        self._journal.put_meta(_OWNER_TAG, enrolled.owner_tag)
+        _LOG.info("this host belongs to account %s now", enrolled.account_id)
+        return True
+
+    async def _submit_vouchers(self) -> None:
+        vouchers = self._books.vouchers_to_submit()
+        if not vouchers:
+            return
+        results = await self._client.vouchers([voucher.envelope for voucher in vouchers])
+        for voucher, result in zip(vouchers, results, strict=True):
+            self._books.posted(voucher.value.allowance_id, result.cum_micros)
+            if result.outcome is VoucherOutcome.REFUSED:
+                _LOG.warning("settlement refused a voucher: %s", result.reason)
+
+    async def _submit_batches(self, *, everything: bool) -> None:
+        now_ns = self._books.clock()
+        before_ns = now_ns + limits.DAY_NS if everything else now_ns - COSIGN_WAIT_NS
+        while True:
+            batches = await self._journal.batches_to_submit(before_ns, BATCHES_AT_ONCE_COUNT)
+            if not batches:
+                return
+            results = await self._client.receipts([_item_of(batch) for batch in batches])
+            for batch, result in zip(batches, results, strict=True):
+                if result.outcome in (ReceiptOutcome.REFUSED, ReceiptOutcome.DIFFERENT):
+                    _LOG.warning("settlement and a batch of receipts: %s", result.reason)
+                self._journal.mark_submitted(batch)
+
+    async def _submit_closes(self) -> None:
+        closable = self._books.closable(self._books.clock(), CLOSE_IDLE_NS)
+        if not closable:
+            return
+        envelopes = [self._books.sign_close(allowance_id) for allowance_id in closable]
+        results = await self._client.closes(envelopes)
+        for allowance_id, envelope, result in zip(closable, envelopes, results, strict=True):
+            if result.outcome is CloseOutcome.REFUSED:
+                _LOG.warning("settlement refused a close: %s", result.reason)
+                continue
+            self._books.closed(allowance_id)
+            self.on_closed(allowance_id, envelope)
+
+    def _answered(self) -> None:
+        self.is_reachable, self.detail = True, ""
+
+    def _failed(self, error: Exception) -> None:
+        if self.is_reachable or not self.detail:
+            _LOG.warning("settlement: %s; serving goes on", error)
+        self.is_reachable = isinstance(error, SettlementRefusedError)
+        self.detail = str(error)[:300]
+
+
+def _item_of(batch: StoredBatch) -> ReceiptItem:
+    return ReceiptItem(batch.receipts, batch.envelope, batch.cosignature)

@@ -1,0 +1,261 @@
+"""What the owner sees: the host's state as one value, in the shape of the control API's JSON."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from p2p import limits
+from p2p.receipts.cost import Usage, cost_micros
+from p2p.types import digest_text
+from peer.host.announce import Announcer
+from peer.host.pricing import OfferedModel
+from peer.host.request import Phase, ServedRequest
+from peer.host.serve import HostServer
+from peer.host.settle import Settler
+
+CURRENCY = "USD"
+
+
+class ClockStatus(msgspec.Struct):
+    """Settlement's clock minus ours; ``offset_ms`` is None until it is known."""
+
+    offset_ms: int | None
+    ok: bool
+
+
+class EngineStatus(msgspec.Struct):
+    """The engine."""
+
+    kind: str
+    model_id: str | None
+    state: str
+    pid: int | None
+    restarts: int
+    detail: str
+
+
+class OfferStatus(msgspec.Struct):
+    """One model on offer."""
+
+    model_id: str
+    price_in_micros_per_mtok: int
+    price_cached_micros_per_mtok: int
+    price_out_micros_per_mtok: int
+    minimum_micros: int
+    context_tokens: int
+    manifest_digest: str
+
+
+class SlotsStatus(msgspec.Struct):
+    """The slots and the line before them."""
+
+    total: int
+    busy: int
+    queued: int
+
+
+class RequestStatus(msgspec.Struct):
+    """One request now."""
+
+    request_id: str
+    model_id: str
+    state: str
+    age_ms: int
+    prompt_tokens: int
+    completion_tokens: int
+    tokens_per_s: float
+    cost_micros: int
+
+
+class RecordStatus(msgspec.Struct):
+    """What was announced last."""
+
+    sequence: int
+    announced_at: str | None
+    expires_at: str | None
+
+
+class EarningsStatus(msgspec.Struct):
+    """What gateways have vouched for, before settlement's fee."""
+
+    today_micros: int
+    total_micros: int
+    unsettled_micros: int
+    currency: str = CURRENCY
+
+
+class SettlementStatus(msgspec.Struct):
+    """How we stand with settlement."""
+
+    url: str
+    reachable: bool
+    last_settled_at: str | None
+    detail: str
+
+
+class CountersStatus(msgspec.Struct):
+    """Sums since the start."""
+
+    requests_total: int
+    tokens_out_total: int
+    refused_total: int
+    errors_total: int
+
+
+class HostStatus(msgspec.Struct):
+    """All of it."""
+
+    version: str
+    peer_id: str
+    network_id: str
+    state: str
+    state_reason: str
+    uptime_s: int
+    clock: ClockStatus
+    engine: EngineStatus
+    offers: list[OfferStatus]
+    slots: SlotsStatus
+    requests: list[RequestStatus]
+    peers: int
+    addresses: list[str]
+    record: RecordStatus
+    earnings: EarningsStatus
+    settlement: SettlementStatus
+    counters: CountersStatus
+
+
+class StatusBoard:
+    """Puts the status together from those who know its parts."""
+
+    def __init__(
+        self,
+        server: HostServer,
+        announcer: Announcer,
+        settler: Settler,
+        *,
+        version: str,
+        uptime_s: Callable[[], int],
+    ) -> None:
+        self._server = server
+        self._announcer = announcer
+        self._settler = settler
+        self._version = version
+        self._uptime_s = uptime_s
+
+    def read(self) -> HostStatus:
+        """Return the status as of now."""
+        server, config = self._server, self._server.config
+        state, reason = server.state
+        return HostStatus(
+            version=self._version,
+            peer_id=server.books.host_id,
+            network_id=config.network.network_id,
+            state=state.value,
+            state_reason=reason,
+            uptime_s=self._uptime_s(),
+            clock=_clock_status(server.clock_offset_ns),
+            engine=_engine_status(server),
+            offers=[_offer_status(each) for each in server.offered],
+            slots=SlotsStatus(server.queue.slots, server.queue.busy, server.queue.waiting),
+            requests=self._requests(),
+            peers=len(server.links),
+            addresses=list(self._announcer.node.addresses),
+            record=_record_status(self._announcer),
+            earnings=self._earnings(),
+            settlement=SettlementStatus(
+                config.network.settlement_url,
+                self._settler.is_reachable,
+                time_text(self._settler.last_settled_at_ns),
+                self._settler.detail,
+            ),
+            counters=CountersStatus(
+                server.counters["requests_total"],
+                server.counters["tokens_out_total"],
+                server.counters["refused_total"],
+                server.counters["errors_total"],
+            ),
+        )
+
+    def _requests(self) -> list[RequestStatus]:
+        now_ns = self._server.now_ns()
+        open_now: Sequence[ServedRequest] = [
+            request for link in self._server.links for request in link.requests.values()
+        ]
+        return [_request_status(request, now_ns) for request in open_now]
+
+    def _earnings(self) -> EarningsStatus:
+        books = self._server.books
+        is_today = books.earnings.day == self._server.now_ns() // limits.DAY_NS
+        return EarningsStatus(
+            books.earnings.today_micros if is_today else 0,
+            books.earnings.total_micros,
+            books.unsettled_micros,
+        )
+
+
+def time_text(time_ns: int) -> str | None:
+    """Return a wall-clock time as RFC 3339 in UTC; None for 0."""
+    if not time_ns:
+        return None
+    time = datetime.fromtimestamp(time_ns // limits.SECOND_NS, UTC)
+    return time.isoformat().replace("+00:00", "Z")
+
+
+def _clock_status(offset_ns: int | None) -> ClockStatus:
+    if offset_ns is None:
+        return ClockStatus(None, ok=True)
+    return ClockStatus(offset_ns // 1_000_000, ok=abs(offset_ns) <= limits.CLOCK_SKEW_NS_MAX)
+
+
+def _engine_status(server: HostServer) -> EngineStatus:
+    engine = server.engine
+    models = engine.models
+    return EngineStatus(
+        kind=server.config.engine.kind,
+        model_id=models[0].model_id if models else server.config.engine.model_id,
+        state=engine.state.value,
+        pid=engine.pid,
+        restarts=engine.restarts,
+        detail=engine.detail,
+    )
+
+
+def _offer_status(offered: OfferedModel) -> OfferStatus:
+    offer = offered.offer
+    return OfferStatus(
+        model_id=offer.model_id,
+        price_in_micros_per_mtok=offer.price_in_micros_per_mtok,
+        price_cached_micros_per_mtok=offer.price_cached_micros_per_mtok,
+        price_out_micros_per_mtok=offer.price_out_micros_per_mtok,
+        minimum_micros=offer.minimum_micros,
+        context_tokens=offer.context_tokens,
+        manifest_digest=digest_text(offer.manifest_digest),
+    )
+
+
+def _request_status(request: ServedRequest, now_ns: int) -> RequestStatus:
+    origin = request.origin
+    is_running = request.phase is Phase.RUNNING
+    usage = Usage(request.prompt_tokens, 0, request.sent_tokens)
+    since_ns = now_ns - request.first_token_at_ns if request.first_token_at_ns else 0
+    speed = request.sent_tokens * limits.SECOND_NS / since_ns if since_ns > 0 else 0.0
+    return RequestStatus(
+        request_id=origin.request.request_id.hex(),
+        model_id=origin.quote.model_id,
+        state=request.phase.value,
+        age_ms=max(0, now_ns - origin.received_at_ns) // 1_000_000,
+        prompt_tokens=request.prompt_tokens,
+        completion_tokens=request.sent_tokens,
+        tokens_per_s=round(speed, 1),
+        cost_micros=cost_micros(origin.quote, usage, delivered=is_running),
+    )
+
+
+def _record_status(announcer: Announcer) -> RecordStatus:
+    if announcer.record is None:
+        return RecordStatus(0, None, None)
+    record = announcer.record.value
+    return RecordStatus(
+        record.sequence, time_text(record.issued_at_ns), time_text(record.expires_at_ns)
+    )
