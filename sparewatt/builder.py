@@ -41,8 +41,8 @@ from sparewatt.processes import ProcessRecord, Started, spawn, stop, wait_ready
 CREDIT_MICROS = 10_000_000
 READY_SECONDS_MAX = 120.0
 GATEWAY_STOP_SECONDS = 2.0
-HOST_STOP_SECONDS = 4.0
-REST_STOP_SECONDS = 2.0
+HOST_STOP_SECONDS = 6.0
+REST_STOP_SECONDS = 1.5
 KEY_NAME = "node.key"
 CODE_NAME = "enrol-code"
 
@@ -134,6 +134,14 @@ class LocalNetwork:
             killed = self._stop(layout)
             network_dir.write_json(self.data_dir / NETWORK_NAME, _without_pids(state))
         return killed
+
+    def halt(self) -> tuple[str, ...]:
+        """End whatever of the network runs, at once and whoever else uses the directory.
+
+        Returns:
+            The names of processes that had to be killed.
+        """
+        return self._stop(network_dir.read_layout(self.data_dir))
 
     # -- making ---------------------------------------------------------------------------------
 

@@ -72,16 +72,23 @@ def init_command(
 @click.option("--verbose", is_flag=True, help="Log more.")
 def serve_command(data_dir: Path, bind: str, port: int, fee_bps: int, *, verbose: bool) -> None:
     """Run settlement in the foreground, for a network made by `settlement init`."""
+    from settlement.keys import load_network
     from settlement.main import SettlementConfig, serve
-    from sparewatt.commands.daemons import ready_fields
     from sparewatt.daemon import die_with_parent
 
     set_up_log(verbose=verbose)
     die_with_parent()
+    _require_settlement(data_dir)
     with explained():
-        config = SettlementConfig(data_dir=data_dir, host=bind, port=port, fee_bps=fee_bps)
+        config = SettlementConfig(
+            data_dir=data_dir,
+            network_id=load_network(data_dir).network_id,
+            host=bind,
+            port=port,
+            fee_bps=fee_bps,
+        )
         write = ready_writer(data_dir)
-        serve(config, ready=lambda ready: write(ready_fields(ready)))
+        serve(config, ready=lambda ready: write({"url": ready.url}))
 
 
 @settlement_command.group("account")

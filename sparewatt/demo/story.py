@@ -1,0 +1,160 @@
+"""The demo as people see it."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from sparewatt.catalogue import CatalogueModel
+from sparewatt.demo.run import FoundHost, Round
+from sparewatt.network_dir import NetworkState
+from sparewatt.options import dollars
+
+PEER_ID_TAIL_COUNT = 8
+INDENT_COUNT = 2
+
+
+def tell_model(console: Console, model: CatalogueModel) -> None:
+    """Say which model answers, whose it is, and that it is the right file."""
+    megabytes = model.file.size_bytes // 1_000_000
+    console.print(f"[green]✓[/] model  [bold]{model.title}[/], {megabytes} MB, SHA-256 checked")
+    console.print(f"         licence {model.licence} · {model.attribution}", style="dim")
+
+
+def tell_hosts(console: Console, hosts: Sequence[FoundHost]) -> None:
+    """Show the hosts as the gateway found and measured them."""
+    table = _table("host", "peer id", "first token", "tokens/s", "$/M in", "$/M out")
+    for host in hosts:
+        table.add_row(
+            host.name,
+            _short(host.peer_id),
+            f"{host.ttft_ms:.0f} ms",
+            f"{host.tokens_per_s:.0f}",
+            dollars(host.prices.in_micros_per_mtok),
+            dollars(host.prices.out_micros_per_mtok),
+        )
+    console.print(f"\n[bold]{len(hosts)} hosts found in the DHT, each measured directly[/]")
+    console.print(Padding(table, (0, 0, 0, INDENT_COUNT)))
+
+
+def tell_question(console: Console, question: str, title: str) -> None:
+    """Show what is asked; the answer follows on the same terminal, as it arrives."""
+    console.print(f"\n[bold]{title}[/]")
+    console.print(Text.assemble(("  you    ", "cyan"), question))
+    console.print(Text("  answer ", style="cyan"), end="")
+
+
+def tell_piece(console: Console, piece: str) -> None:
+    """Show a piece of the answer, at once."""
+    console.print(Text(piece), end="", soft_wrap=True)
+    console.file.flush()
+
+
+def tell_round(console: Console, played: Round) -> None:
+    """Show where an answer came from, and that its bill is right."""
+    receipt, bill = played.bill.receipt, played.bill
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="cyan")
+    facts.add_column(overflow="fold")
+    facts.add_row("chosen", f"{played.host.name} {_short(played.host.peer_id)}")
+    facts.add_row("why", Text(played.reason))
+    facts.add_row(
+        "speed",
+        f"first token {played.answer.ttft_ms:.0f} ms, "
+        f"then {played.answer.tokens_per_s:.0f} tokens/s",
+    )
+    facts.add_row("receipt", receipt.request_id.hex())
+    facts.add_row(
+        "",
+        f"host's signature {_mark(bill.host_signed)}   "
+        f"gateway's signature {_mark(bill.gateway_signed)}",
+    )
+    facts.add_row(
+        "tokens",
+        f"{receipt.prompt_tokens} in ({receipt.cached_tokens} cached), "
+        f"{receipt.completion_tokens} out",
+    )
+    facts.add_row(
+        "cost",
+        f"${dollars(receipt.cost_micros)}  "
+        f"= the formula at the announced prices {_mark(_cost_is_right(played))}",
+    )
+    facts.add_row(
+        "voucher",
+        f"${dollars(bill.voucher.cum_micros)} in all, number {bill.voucher.sequence} of "
+        f"allowance {bill.voucher.allowance_id.hex()[:12]}…",
+    )
+    console.print()
+    console.print(Padding(facts, (0, 0, 0, INDENT_COUNT)))
+    _tell_ledger(console, played)
+
+
+def tell_end(console: Console, state: NetworkState, data_dir: str, question_model: str) -> None:
+    """Show how to use the network while it is up."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="cyan")
+    facts.add_column(overflow="fold")
+    facts.add_row("base URL", f"{state.gateway.url}/v1")
+    facts.add_row("API key", state.gateway.api_key)
+    facts.add_row("model", question_model)
+    facts.add_row("settlement", state.settlement.url)
+    facts.add_row("TUI", f"sparewatt tui --data {data_dir}/{state.hosts[0].name}")
+    facts.add_row("more", f"sparewatt status --data {data_dir}")
+    console.print("\n[bold]The network stays up: use it from any OpenAI SDK[/]")
+    console.print(Padding(facts, (0, 0, 0, INDENT_COUNT)))
+    console.print("\nCtrl-C ends it.")
+
+
+def tell_verdict(console: Console, *, ok: bool) -> None:
+    """Say whether everything held."""
+    if ok:
+        console.print("\n[bold green]✓ Both hosts answered, and both bills are right.[/]")
+    else:
+        console.print("\n[bold red]✗ Not everything held: see the marks above.[/]")
+
+
+def _tell_ledger(console: Console, played: Round) -> None:
+    moved = played.ledger
+    table = _table("ledger", "before", "after", "change")
+    for name in sorted({*moved.before, *moved.after}):
+        before, after = moved.before.get(name, 0), moved.after.get(name, 0)
+        if before or after:
+            change = f"{after - before:+,}" if after != before else ""
+            table.add_row(_account(name), f"{before:,}", f"{after:,}", change)
+    table.add_row(
+        "sum", f"{sum(moved.before.values()):,}", f"{moved.sum_micros:,}", "", style="bold"
+    )
+    console.print()
+    console.print(Padding(table, (0, 0, 0, INDENT_COUNT)))
+    right = moved.is_balanced and moved.debit_micros == played.bill.receipt.cost_micros
+    console.print(
+        f"  micro-dollars: client {-moved.debit_micros:,} = host {moved.host_micros:,} "
+        f"+ fee {moved.fee_micros:,} {_mark(right)}   sums are 0 {_mark(played.books_hold)}"
+    )
+
+
+def _cost_is_right(played: Round) -> bool:
+    return played.bill.receipt.cost_micros == played.bill.expected_micros
+
+
+def _account(name: str) -> str:
+    kind, _, owner = name.rpartition(":")
+    return f"{kind}:{_short(owner)}" if len(owner) > 2 * PEER_ID_TAIL_COUNT else name
+
+
+def _short(peer_id: str) -> str:
+    return f"…{peer_id[-PEER_ID_TAIL_COUNT:]}"
+
+
+def _mark(right: bool) -> str:  # noqa: FBT001 - one mark of one truth
+    return "[green]✓[/]" if right else "[red]✗[/]"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="cyan")
+    table.add_column(columns[0])
+    for name in columns[1:]:
+        table.add_column(name, justify="left" if name == "peer id" else "right")
+    return table
