@@ -97,8 +97,9 @@ class Loop:
         self._watches[sock.fileno()] = (callback, crashed)
 
     def modify(self, sock: socket.socket, mask: int) -> None:
-        """Wait for other events of a watched socket."""
-        self._epoll.modify(sock.fileno(), mask)
+        """Wait for other events of a watched socket; harmless when the loop has ended."""
+        if sock.fileno() in self._watches:
+            self._epoll.modify(sock.fileno(), mask)
 
     def remove(self, sock: socket.socket) -> None:
         """Stop watching; harmless when it was not watched."""
@@ -196,6 +197,7 @@ class Loop:
                 await self._wait()
                 self._run_turn()
         finally:
+            self._watches.clear()  # so that owners may still close their sockets
             self._epoll.close()
 
     async def _wait(self) -> None:
