@@ -10,7 +10,6 @@ import click
 
 from p2p.keys import read_private_text
 from p2p.paths import socket_path
-from p2p.types import ModelId
 from sparewatt.commands.common import data_option, example, network_option, read_network
 from sparewatt.daemon import explained, ready_writer, run_daemon, set_up_log
 from sparewatt.engines import choose_engine
@@ -218,6 +217,7 @@ class GatewayOptions(TypedDict):
     network_file: Path
     bind: str
     port: int
+    names: tuple[str, ...]
     models: tuple[str, ...]
     policy: str
     probe: bool
@@ -242,6 +242,13 @@ class GatewayOptions(TypedDict):
     help="Address to serve on; any but this machine's own needs an API key first.",
 )
 @click.option("--port", type=PORT, default=8400, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--name",
+    "names",
+    metavar="NAME",
+    multiple=True,
+    help="A host name under which clients reach it, beside this machine's own.",
+)
 @click.option(
     "--model",
     "models",
@@ -291,14 +298,16 @@ def gateway_command(**options: Unpack[GatewayOptions]) -> None:
 
 def _gateway_config(options: GatewayOptions) -> "GatewayConfig":
     from peer.gateway.config import GatewayConfig
+    from peer.gateway.routing import Policy
 
     return GatewayConfig(
         data_dir=options["data_dir"],
         network=read_network(options["network_file"]),
         bind_host=options["bind"],
-        bind_port=options["port"],
-        models=tuple(ModelId(name) for name in options["models"]),
-        policy=options["policy"],
+        port=options["port"],
+        names=options["names"],
+        models=options["models"],
+        policy=Policy(options["policy"]),
         probe=options["probe"],
         enrol_code=read_code(options["enrol_code_file"]),
     )
