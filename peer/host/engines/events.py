@@ -18,6 +18,9 @@ from p2p.types import FinishReason
 EVENT_BYTES_MAX = limits.CHUNK_BYTES_MAX  # an event travels whole, in one chunk
 _DATA = b"data:"
 _DONE = b"[DONE]"
+_NULL_BYTES = b"null"
+_NULL = msgspec.Raw(_NULL_BYTES)
+_NO_CALLS = (_NULL_BYTES, b"[]")
 _FINISH_REASONS = {
     "stop": FinishReason.STOP,
     "length": FinishReason.LENGTH,
@@ -35,7 +38,7 @@ class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
-    tool_calls: msgspec.Raw = msgspec.Raw(b"null")
+    tool_calls: msgspec.Raw = _NULL
 
 
 class _Choice(msgspec.Struct):
@@ -56,7 +59,7 @@ class _Usage(msgspec.Struct):
 class _Event(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    error: msgspec.Raw = msgspec.Raw(b"null")
+    error: msgspec.Raw = _NULL
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
@@ -126,7 +129,7 @@ def _parse_block(block: bytes) -> AnswerEvent | None:
         tokens=sum(map(_says_something, event.choices)),
         usage=_usage_of(event.usage),
         finish=_finish_of(event.choices),
-        error=event.error != b"null",
+        error=event.error is not _NULL and bytes(event.error) != _NULL_BYTES,
     )
 
 
@@ -154,7 +157,7 @@ def _says_something(choice: _Choice) -> bool:
         delta.content
         or delta.reasoning_content
         or delta.refusal
-        or delta.tool_calls not in (b"null", b"[]")
+        or (delta.tool_calls is not _NULL and bytes(delta.tool_calls) not in _NO_CALLS)
     )
 
 
