@@ -170,6 +170,8 @@ class HostTable:
             return
         host.link = link
         host.trouble = ""
+        if link.quotes or not link.is_usable:
+            host.connecting = False
         if link.is_usable and link.round_trip_ns is not None:
             rtt_ms = link.round_trip_ns / 1e6
             for offer in host.offers:

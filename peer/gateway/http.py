@@ -21,6 +21,7 @@ from peer.gateway.openai_errors import (
     invalid_key,
     invalid_request,
     model_not_found,
+    not_serving,
     rate_limited,
 )
 from peer.gateway.ratelimit import Bucket
@@ -58,12 +59,16 @@ class _Buckets:
     tokens: Bucket
 
 
+_Serve = Callable[[_Visit, KeyInfo], None]
+
+
 @dataclass
 class GatewayHandler:
     """Implements ``peer.http``'s Handler.
 
     Attributes:
         spawn: Starts one of the few answers that must wait for the disk.
+        trouble: Why nothing may be served right now, or empty.
     """
 
     dispatcher: Dispatcher
@@ -74,8 +79,19 @@ class GatewayHandler:
     rates: Rates
     now: Callable[[], int]
     spawn: Spawn
+    trouble: Callable[[], str] = lambda: ""
     started_at_s: int = 0
     _buckets: dict[str, _Buckets] = field(default_factory=dict)
+    _routes: Mapping[str, tuple[str, _Serve]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._routes = {
+            "/v1/chat/completions": ("POST", self._chat),
+            "/v1/models": ("GET", self._models),
+            "/v1/hosts": ("GET", self._hosts),
+            "/v1/generation": ("GET", self._generation),
+            "/v1/route/preview": ("POST", self._preview),
+        }
 
     def handle(self, request: HttpRequest, exchange: Exchange) -> None:
         """Answer a request now or later."""
@@ -96,19 +112,20 @@ class GatewayHandler:
         path = unquote(request.path).rstrip("/") or "/"
         if path == "/health":
             self._require_method(visit, "GET")
-            return self._respond(visit, views.health(self.table, self.journal))
+            trouble = self.trouble() or self.journal.trouble
+            return self._respond(visit, views.health(self.table, trouble))
         if not path.startswith("/v1/"):
             raise BadRequestError(_unknown_path(request))
         key = self._authenticate(visit)
         if path.startswith("/v1/models/"):
             self._require_method(visit, "GET")
             return self._one_model(visit, path.removeprefix("/v1/models/"))
-        route = _ROUTES.get(path)
+        route = self._routes.get(path)
         if route is None:
             raise BadRequestError(_unknown_path(request))
         method, serve = route
         self._require_method(visit, method)
-        return serve(self, visit, key)
+        return serve(visit, key)
 
     def _authenticate(self, visit: _Visit) -> KeyInfo:
         text = bearer(visit.request.headers)
@@ -173,6 +190,7 @@ class GatewayHandler:
         self._require_json(visit)
         buckets = self._admit(visit, key)
         request = parse_chat(visit.request.body)
+        self._refuse_in_trouble()
         call = Call(
             answer_id=visit.answer_id,
             request=request,
@@ -189,6 +207,11 @@ class GatewayHandler:
         else:
             sink = FoldSink(visit.exchange, trail)
         sink.attach(self.dispatcher.submit(call, sink))
+
+    def _refuse_in_trouble(self) -> None:
+        trouble = self.trouble() or self.journal.trouble
+        if trouble:
+            raise BadRequestError(not_serving(trouble))
 
     def _preview(self, visit: _Visit, key: KeyInfo) -> None:
         self._require_json(visit)
@@ -260,13 +283,3 @@ def _unknown_path(request: HttpRequest) -> ApiError:
     return invalid_request(
         f"Invalid URL ({request.method} {request.path[:200]})", code="unknown_url", status=404
     )
-
-
-_Serve = Callable[[GatewayHandler, _Visit, KeyInfo], None]
-_ROUTES: Mapping[str, tuple[str, _Serve]] = {
-    "/v1/chat/completions": ("POST", GatewayHandler._chat),
-    "/v1/models": ("GET", GatewayHandler._models),
-    "/v1/hosts": ("GET", GatewayHandler._hosts),
-    "/v1/generation": ("GET", GatewayHandler._generation),
-    "/v1/route/preview": ("POST", GatewayHandler._preview),
-}

@@ -134,6 +134,17 @@ def all_busy(model: str, retry_after_ms: int) -> ApiError:
     )
 
 
+def not_serving(reason: str) -> ApiError:
+    """Return the answer of a gateway that may not serve: a wrong clock, a full disk."""
+    return ApiError(
+        status=503,
+        type="server_error",
+        message=f"This gateway does not serve right now: {reason}.",
+        code="gateway_not_serving",
+        retry_after_ms=5_000,
+    )
+
+
 def no_credit(detail: str) -> ApiError:
     """Return the answer where the account cannot pay."""
     return ApiError(

@@ -13,7 +13,7 @@ from p2p.records import Offer
 from p2p.types import model_key
 from peer.gateway.answer import dollars
 from peer.gateway.hosts import Host, HostTable
-from peer.gateway.journal import Journal, Proof, UsageEntry
+from peer.gateway.journal import Proof, UsageEntry
 from peer.gateway.routing import Decision, Policy
 
 JsonObject = dict[str, object]
@@ -21,7 +21,7 @@ OWNED_BY = "sparewatt"
 _MICRO_PER_MTOK_EXPONENT = -12  # micro-dollars per million tokens, as dollars per token
 
 
-def health(table: HostTable, journal: Journal) -> JsonObject:
+def health(table: HostTable, trouble: str) -> JsonObject:
     """Return whether requests can be served at all; shown to anybody."""
     usable = sum(host.link is not None and host.link.is_usable for host in table)
     body: JsonObject = {
@@ -29,9 +29,9 @@ def health(table: HostTable, journal: Journal) -> JsonObject:
         "hosts": usable,
         "models": len(table.models()),
     }
-    if journal.trouble:
+    if trouble:
         body["status"] = "failing"
-        body["detail"] = "the journal can't be written"
+        body["detail"] = trouble
     return body
 
 
