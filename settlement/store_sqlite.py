@@ -214,25 +214,26 @@ class SqliteStore:
         self._lock = threading.Lock()
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue(READERS_MAX)
         try:
-            self._writer = self._connect()
-            self._prepare()
+            self._writer = self._opened()
         except sqlite3.Error as error:
             raise DataDirectoryError(f"cannot open the database {path}: {error}") from error
+        try:
+            self._prepare()
+        except (sqlite3.Error, DataDirectoryError) as error:
+            self._writer.close()
+            raise DataDirectoryError(f"cannot open the database {path}: {error}") from error
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
+    def _opened(self) -> sqlite3.Connection:
+        return sqlite3.connect(
             self._path, timeout=BUSY_WAIT_S, isolation_level=None, check_same_thread=False
         )
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        return connection
 
     def _prepare(self) -> None:
+        self._writer.execute("PRAGMA journal_mode = WAL")
+        self._writer.execute("PRAGMA synchronous = FULL")
         version = self._writer.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
-            raise DataDirectoryError(
-                f"{self._path} was written by a newer Sparewatt (schema {version})"
-            )
+            raise DataDirectoryError(f"a newer Sparewatt wrote it (schema {version})")
         if version < SCHEMA_VERSION:
             self._writer.executescript(
                 f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
@@ -254,7 +255,7 @@ class SqliteStore:
     def _take_reader(self) -> sqlite3.Connection:
         with contextlib.suppress(queue.Empty):
             return self._readers.get_nowait()
-        return self._connect()
+        return self._opened()
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
         try:
