@@ -10,7 +10,7 @@ import click
 MICROS_PER_DOLLAR = 1_000_000
 PRICE_DECIMALS_COUNT_MAX = 6
 PRICE_DOLLARS_MAX = 1_000_000
-_DECIMAL = re.compile(r"\d{1,7}(\.\d{1,6})?")
+_DECIMAL = re.compile(r"[0-9]{1,7}(\.[0-9]{1,6})?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,85 @@
+"""What flags take, and what they say to what they don't."""
+
+from pathlib import Path
+
+import click
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparewatt.options import (
+    Engine,
+    Price,
+    dollars,
+    dollars_to_micros,
+    read_dollars,
+    read_engine,
+    read_price,
+)
+
+PARAMETER = click.Option(["--x"])
+CONTEXT = click.Context(click.Command("x"))
+
+
+@pytest.mark.parametrize(
+    ("text", "price"),
+    [
+        ("0.05/0.20", Price(50_000, 200_000)),
+        ("0/0", Price(0, 0)),
+        ("3/15", Price(3_000_000, 15_000_000)),
+        ("0.000001/1.5", Price(1, 1_500_000)),
+    ],
+)
+def test_price_in_dollars_becomes_micros(text: str, price: Price):
+    assert read_price(CONTEXT, PARAMETER, text) == price
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "3", "1/2/3", "-1/2", "1e3/2", "0.0000001/1", "a/b", "2000000/1", "1 / 2", "\u0661/1"],
+)
+def test_price_that_is_none_is_refused_with_an_example(text: str):
+    with pytest.raises(click.BadParameter):
+        read_price(CONTEXT, PARAMETER, text)
+
+
+@given(st.integers(0, 10**12), st.integers(0, 10**12))
+def test_price_printed_and_read_is_the_same(price_in: int, price_out: int):
+    price = Price(price_in, price_out)
+    assert read_price(CONTEXT, PARAMETER, str(price)) == price
+
+
+@given(st.integers(-(10**15), 10**15))
+def test_dollars_are_exact(micros: int):
+    text = dollars(micros)
+    assert dollars_to_micros(text) == micros
+    assert len(text.rsplit(".", 1)[1]) >= 2
+
+
+def test_engine_of_each_kind_is_read(tmp_path: Path):
+    model = tmp_path / "m.gguf"
+    model.write_text("")
+    assert read_engine(CONTEXT, PARAMETER, "demo") == Engine("demo")
+    assert read_engine(CONTEXT, PARAMETER, f"llamacpp={model}") == Engine("llamacpp", str(model))
+    url = "http://127.0.0.1:8000/v1"
+    assert read_engine(CONTEXT, PARAMETER, f"openai={url}/") == Engine("openai", url)
+    assert str(Engine("openai", url)) == f"openai={url}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "vllm", "demo=x", "llamacpp", "llamacpp=/no/such.gguf", "openai=", "openai=https://x"],
+)
+def test_engine_that_is_none_is_refused(text: str):
+    with pytest.raises(click.BadParameter):
+        read_engine(CONTEXT, PARAMETER, text)
+
+
+def test_amount_in_dollars_becomes_micros():
+    assert read_dollars(CONTEXT, PARAMETER, "$0.50") == 500_000
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "0.0000001", "", "$"])
+def test_amount_that_is_none_is_refused(text: str):
+    with pytest.raises(click.BadParameter):
+        read_dollars(CONTEXT, PARAMETER, text)
