@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import trio
 from libp2p.abc import INetStream
+from libp2p.exceptions import BaseLibp2pError
 from libp2p.host.basic_host import BasicHost
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.kad_dht.pb.kademlia_pb2 import Record
@@ -25,6 +26,7 @@ from p2p import limits
 from p2p.errors import PeerUnreachableError, RemoteProtocolError
 from p2p.net.config import NodeConfig
 from p2p.net.dialer import Dialer, parse_peer
+from p2p.net.kad_calls import find_node
 from p2p.net.lookup import LOOKUP_CALLS_MAX, Lookup
 from p2p.net.patches import KAD_PROTOCOL
 from p2p.net.streams import reset_when_late
@@ -249,12 +251,11 @@ class DhtDirectory:
 
         async def ask(peer: bytes) -> None:
             nonlocal changed
-            answers = await self._in_time(self._find_node(key), ID(peer))
-            closer = answers[0] if answers else None
-            if closer is None:
-                lookup.failed(peer)
+            answers = await self._in_time(lambda id_: self._ask_nearest(id_, key), ID(peer))
+            if answers:
+                lookup.answered(peer, answers[0])
             else:
-                lookup.answered(peer, closer)
+                lookup.failed(peer)
             changed.set()
 
         with trio.move_on_after(_LOOKUP_S_MAX / 2):
@@ -266,13 +267,16 @@ class DhtDirectory:
                     await changed.wait()
         return lookup.nearest
 
-    def _find_node(self, key: bytes) -> Callable[[ID], Awaitable[list[bytes] | None]]:
-        async def call(peer: ID) -> list[bytes] | None:
-            found = await self._dht.peer_routing._query_peer_for_closest(peer, key)  # noqa: SLF001 - its one sender
-            is_known = self._dht.routing_table.peer_in_table(peer)
-            return [other.to_bytes() for other in found] if found or is_known else None
-
-        return call
+    async def _ask_nearest(self, peer: ID, key: bytes) -> list[bytes]:
+        """Return whom a node names; keep it in the routing table as long as it answers."""
+        table = self._dht.routing_table
+        try:
+            named = await find_node(self._host, peer, key)
+        except (BaseLibp2pError, OSError, ValueError, RemoteProtocolError):
+            table.remove_peer(peer)
+            raise
+        await table.add_peer(peer, skip_server_mode_check=True)
+        return named
 
     async def _in_time(self, call: Callable[[ID], Awaitable[ResultT]], peer: ID) -> list[ResultT]:
         """Return a call's result in a list, empty if it is late; it runs on, never cancelled."""

@@ -1,7 +1,7 @@
 """A node: links, one-shot requests and the directory over libp2p."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Generic, TypeVar
 
@@ -230,11 +230,28 @@ async def _reset(stream: INetStream) -> None:
 async def open_node(config: NodeConfig) -> AsyncIterator[Libp2pNode]:
     """Run a node until the block ends; all its tasks and sockets end with it.
 
+    An error of the block leaves as itself, not in the groups of the nurseries below.
+
     Raises:
         AddressInUseError: If it cannot listen where it was told to.
         LocalProtocolError: If libp2p is not the one that this code was made for.
         ValueError: If an address of the config is malformed.
     """
+    try:
+        async with _run_node(config) as node:
+            yield node
+    except BaseExceptionGroup as group:
+        errors = list(_errors_in(group))
+        if len(errors) != 1:
+            raise
+        error = errors[0]
+    else:
+        return
+    raise error
+
+
+@asynccontextmanager
+async def _run_node(config: NodeConfig) -> AsyncIterator[Libp2pNode]:
     patches.check_applied()
     require_free(config.listen)
     circuit_addresses: list[str] = []
@@ -275,3 +292,11 @@ def _cancel_identify(host: NodeHost) -> None:
     """End what libp2p runs as system tasks, which would outlive the node."""
     for scope in tuple(host._identify_tasks):  # noqa: SLF001 - host.run() forgets them
         scope.cancel()
+
+
+def _errors_in(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _errors_in(error)
+        elif not isinstance(error, trio.Cancelled):
+            yield error

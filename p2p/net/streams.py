@@ -151,15 +151,21 @@ class StreamLink:
         self._owner = owner
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._read)
-                nursery.start_soon(self._write)
+                nursery.start_soon(self._read, owner)
+                nursery.start_soon(self._write, owner)
                 nursery.start_soon(self._reap)
         finally:
             self._end(self._reason)
-            try:
-                owner.link_lost(self._reason)
-            except Exception:  # task boundary: an owner's bug must not end the node
-                LOG.exception("link_lost failed")
+            self._tell_lost()
+
+    def _tell_lost(self) -> None:
+        owner, self._owner = self._owner, None
+        if owner is None:
+            return
+        try:
+            owner.link_lost(self._reason)
+        except Exception:  # task boundary: an owner's bug must not end the node
+            LOG.exception("link_lost failed")
 
     def _rouse(self) -> None:
         self._lot.unpark_all()
@@ -175,8 +181,7 @@ class StreamLink:
         if self._nap is not None:
             self._nap.cancel()
 
-    async def _read(self) -> None:
-        assert self._owner is not None
+    async def _read(self, owner: LinkOwner) -> None:
         try:
             while not self._ended.is_set():
                 data = await self._stream.read(READ_BYTES)
@@ -184,7 +189,7 @@ class StreamLink:
                     return
                 if not data:
                     raise StreamEOF
-                self._owner.data_received(data)
+                owner.data_received(data)
         except StreamEOF:
             self._end(self._reason if self._is_closing else "closed by the peer")
         except STREAM_ERRORS as error:
@@ -196,11 +201,10 @@ class StreamLink:
             LOG.exception("the owner of the link to %s failed", self._remote)
             self._end("internal error")
 
-    async def _write(self) -> None:
-        assert self._owner is not None
+    async def _write(self, owner: LinkOwner) -> None:
         try:
             while await self._wait_output():
-                data = self._owner.data_to_send()
+                data = owner.data_to_send()
                 if data:
                     await self._stream.write(data)
                     self._last_write = trio.current_time()
@@ -227,12 +231,13 @@ class StreamLink:
         return True
 
     async def _reap(self) -> None:
-        """Free the stream once the link has ended, whatever the pumps are stuck in."""
+        """Tell the owner and free the stream, whatever the pumps are stuck in."""
         while not (self._is_closing or self._ended.is_set()):
             await self._lot.park()
         with trio.move_on_after(_CLOSE_S_MAX):
             await self._ended.wait()
         self._end(self._reason)
+        self._tell_lost()
         await end_stream(self._stream, graceful=False)
 
 
