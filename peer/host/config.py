@@ -72,6 +72,7 @@ class FakeSpec:
         tokens: How many tokens an answer has if its request does not bound it below.
         first_token_s: Time before the first token.
         token_s: Time between tokens.
+        word: What every token says; empty for a row of different words.
     """
 
     kind: ClassVar[str] = "fake"
@@ -80,6 +81,7 @@ class FakeSpec:
     tokens: int = 16
     first_token_s: float = 0.01
     token_s: float = 0.01
+    word: str = ""
 
 
 EngineSpec = LlamacppSpec | OpenAiSpec | FakeSpec

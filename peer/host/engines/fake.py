@@ -198,7 +198,8 @@ class _FakeCall:
             return
         tokens = min(self._engine.spec.tokens, _max_tokens(self._body))
         yield _event({"choices": [_choice({"role": "assistant", "content": None})]})
-        for word in itertools.islice(itertools.cycle(_WORDS), tokens):
+        always = self._engine.spec.word
+        for word in itertools.islice(itertools.cycle((always,) if always else _WORDS), tokens):
             yield _event({"choices": [_choice({"content": f"{word} "})]})
         usage = {
             "prompt_tokens": fake_prompt_tokens(self._body),

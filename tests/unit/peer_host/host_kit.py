@@ -194,6 +194,7 @@ class TestGateway:
         self.batches: list[bytes] = []
         self.closes: list[bytes] = []
         self.goaway = ""
+        self.allowance_envelope = b""
         self.lost = trio.Event()
         self.quoted = trio.Event()
         self.changed = trio.Event()
@@ -227,7 +228,9 @@ class TestGateway:
 
     # -- doing ---------------------------------------------------------------------------------
 
-    async def open(self, node: MemoryNode, address: tuple[str, ...]) -> None:
+    async def open(
+        self, node: MemoryNode, address: tuple[str, ...], *, proof_for: PeerId | None = None
+    ) -> None:
         self.session = Session(Role.GATEWAY, network_id=NETWORK_ID, now_ns=self._now())
         self.lost, self.quoted, self.link = trio.Event(), trio.Event(), None
         self.answers = {}
@@ -235,7 +238,7 @@ class TestGateway:
         proof = WalletProof(
             network_id=NETWORK_ID,
             host_peer_id=self.host,
-            gateway_peer_id=node.peer_id,
+            gateway_peer_id=proof_for or node.peer_id,
             issued_at_ns=self.network.wall_clock(),
         )
         self.session.send_hello(
@@ -275,6 +278,7 @@ class TestGateway:
         )
         signed = sealed(signer, ALLOWANCE, value)
         self.account.add_allowance(signed)
+        self.allowance_envelope = signed.envelope
         self.show(signed.envelope)
         return allowance_id
 
