@@ -73,6 +73,7 @@ ONE_SHOT_BYTES_MAX = 64 * 1024  # a one-shot request as its server takes it
 ONE_SHOT_SERVED_MAX = 256  # answered at the same time
 CONNECTIONS_MAX = 8192  # about 50 KiB each
 CONNECTIONS_PER_PEER_MAX = 4
+CONNECTIONS_PER_IP_MAX = 1024  # many gateways may share one address
 STREAMS_PER_PEER_MAX = 128  # opened by the peer: sessions, requests, DHT calls
 HALF_OPEN_MAX = 256  # handshakes under way; beyond it the oldest gives way
 HALF_OPEN_PER_IP_MAX = 64
@@ -82,6 +83,7 @@ BATCH_FRAMES_MAX = 8192  # a batch of the smallest frames would decode to 100 ti
 SESSION_BODY_BYTES_MAX = 32 * 1024 * 1024  # request bodies that wait to be written
 SESSION_CONTROL_BYTES_MAX = 8 * 1024 * 1024  # all else but chunks: a peer that asks, never reads
 WRITE_STALL_NS = 10 * SECOND_NS  # for a ping behind a body that a slow uplink is still taking
+TIMER_LATE_NS = 2 * SECOND_NS  # later than this, we ourselves were away
 CHOICES_MAX = 128
 SLOTS_MAX = OPEN_REQUESTS_MAX
 
