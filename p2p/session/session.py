@@ -125,8 +125,8 @@ class Session:
     def next_timer_ns(self) -> int | None:
         """Return when to call ``handle_timer`` next; None when there is nothing to wait for.
 
-        It moves with what comes and goes. Calling late or in vain does no harm, so an owner may
-        look at it once per timer instead of after every change.
+        It moves with what comes and goes, nearer when a request is opened: look again after
+        each change, or every few 100 ms. Calling in vain or late does no harm.
         """
         state = self._state
         if state.closed or state.failed:

@@ -6,6 +6,7 @@ from random import Random
 import overlay_suite
 import pytest
 import trio
+import trio.testing
 
 from p2p.testing import MemoryNetwork
 
@@ -24,6 +25,8 @@ async def nodes(
 
 @pytest.mark.parametrize("check", overlay_suite.CHECKS, ids=lambda check: check.__name__)
 async def test_memory_overlay_keeps_the_contract(
-    check: Callable[[overlay_suite.Nodes], Awaitable[None]], nodes: overlay_suite.Nodes
+    check: Callable[[overlay_suite.Nodes], Awaitable[None]],
+    nodes: overlay_suite.Nodes,
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     await check(nodes)
