@@ -1,0 +1,302 @@
+"""A host that is none: its control API on a real unix socket, saying what a test wants.
+
+Ships with the package, so that the screen can be tried without a GPU:
+
+    python -m tui.testing serve /tmp/control.sock
+    python -m tui.testing picture docs/images/tui.svg
+"""
+
+import asyncio
+import contextlib
+import itertools
+import sys
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC
+from pathlib import Path
+
+import msgspec
+
+from tui.client import CommandRefusedError
+from tui.main import HostApp
+from tui.model import (
+    Clock,
+    Counters,
+    Earnings,
+    Engine,
+    HostState,
+    HostStatus,
+    LogEntry,
+    LogPage,
+    Offer,
+    Record,
+    Request,
+    Settlement,
+    Slots,
+    Update,
+)
+
+SUBSCRIBER_EVENTS_MAX = 1000
+PICTURE_STATUSES_COUNT = 45
+PICTURE_CELLS_COUNT = (112, 30)
+_COMMAND_STATES = {
+    "pause": HostState.PAUSED,
+    "resume": HostState.SERVING,
+    "drain": HostState.DRAINING,
+    "settle": None,
+}
+
+SERVING = HostStatus(
+    state=HostState.SERVING,
+    peer_id="12D3KooWQYV9dGMFoRzNStwpXztXaBUjtPqi6aU76ZgUriHhKust",
+    version="0.1.0",
+    network_id="demo",
+    uptime_s=11_532,
+    clock=Clock(offset_ms=12, ok=True),
+    engine=Engine("llamacpp", "HuggingFaceTB/SmolLM2-135M-Instruct", "ready", 4121, 0),
+    offers=(
+        Offer(
+            "HuggingFaceTB/SmolLM2-135M-Instruct", 20_000, 10_000, 40_000, 1, context_tokens=2048
+        ),
+    ),
+    slots=Slots(total=8, busy=3, queued=1),
+    requests=(
+        Request(
+            "9f2c41d07be84a1c8d2e3f4a5b6c7d8e",
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "running",
+            12_400,
+            412,
+            389,
+            31.4,
+            24,
+        ),
+        Request(
+            "03aa17be55c14d0fa9b8c7d6e5f40312",
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "running",
+            4_100,
+            1_980,
+            122,
+            33.0,
+            45,
+        ),
+        Request(
+            "c7710e9ad2f34c55b1a2938475665748",
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "prefill",
+            300,
+            96,
+            0,
+            None,
+            2,
+        ),
+        Request(
+            "5d00f1e2d3c4b5a69788796a5b4c3d2e",
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "queued",
+            120,
+            None,
+            None,
+            None,
+            0,
+        ),
+    ),
+    peers=7,
+    addresses=("/ip4/203.0.113.7/tcp/4001", "/ip4/198.51.100.2/tcp/4001/p2p-circuit"),
+    record=Record(41, "2026-03-01T12:03:00Z", "2026-03-01T12:18:00Z"),
+    earnings=Earnings(today_micros=184_027, total_micros=3_912_455, unsettled_micros=1_310),
+    settlement=Settlement("https://settle.example", True, "2026-03-01T12:01:12Z"),
+    counters=Counters(1_204, 345_112, 17, 2),
+)
+"""A host at work, for tests and pictures."""
+
+LOG = (
+    LogEntry(1, "2026-03-01T08:51:40Z", "info", "engine ready in 0.6 s: SmolLM2-135M-Instruct"),
+    LogEntry(2, "2026-03-01T08:51:41Z", "info", "announced record 1 to 7 peers"),
+    LogEntry(3, "2026-03-01T11:20:07Z", "warning", "a customer hung up; request 41ce stopped"),
+    LogEntry(4, "2026-03-01T12:01:12Z", "info", "settled 6 vouchers, $0.002115"),
+    LogEntry(5, "2026-03-01T12:03:00Z", "info", "announced record 41"),
+    LogEntry(
+        6, "2026-03-01T12:03:48Z", "error", "[b]engine[/b] closed request 77ab early; refunded"
+    ),
+)
+
+
+class FixedSource:
+    """Says the same once, and remembers commands; for pictures."""
+
+    def __init__(self, *updates: Update, refusal: str = "") -> None:
+        self._updates = updates
+        self._refusal = refusal
+        self.commands: list[str] = []
+
+    async def updates(self) -> AsyncIterator[Update]:
+        """Yield what was given, then nothing for ever."""
+        for update in self._updates:
+            yield update
+        await asyncio.Event().wait()
+
+    async def command(self, name: str) -> None:
+        """Remember a command, or refuse it.
+
+        Raises:
+            CommandRefusedError: When a refusal was given.
+        """
+        if self._refusal:
+            raise CommandRefusedError(self._refusal)
+        self.commands.append(name)
+
+
+class FakeHost:
+    """The control API of a host that does nothing.
+
+    Attributes:
+        status: What it says; ``tell`` changes it.
+        commands: What it was told.
+        refusal: When set, every command is refused with it.
+    """
+
+    def __init__(self, status: HostStatus = SERVING, log: tuple[LogEntry, ...] = LOG) -> None:
+        self.status = status
+        self.commands: list[str] = []
+        self.refusal = ""
+        self._log = list(log)
+        self._subscribers: dict[asyncio.StreamWriter, asyncio.Queue[bytes]] = {}
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @contextlib.asynccontextmanager
+    async def listening(self, path: Path) -> AsyncIterator["FakeHost"]:
+        """Serve on a unix socket while the block lasts; its end looks like a crash."""
+        server = await asyncio.start_unix_server(self._serve, path=str(path))
+        try:
+            yield self
+        finally:
+            server.close()
+            for writer in list(self._writers):
+                writer.transport.abort()
+            path.unlink(missing_ok=True)  # noqa: ASYNC240 - one name, in a test
+
+    def tell(self, status: HostStatus) -> None:
+        """Say something new to everyone who listens."""
+        self.status = status
+        self._publish(b"event: status\ndata: %b\n\n" % msgspec.json.encode(status))
+
+    def add_log(self, level: str, message: str) -> None:
+        """Log a line."""
+        index = self._log[-1].index + 1 if self._log else 1
+        entry = LogEntry(index, "2026-03-01T12:04:00Z", level, message)
+        self._log.append(entry)
+        self._publish(b"event: log\ndata: %b\n\n" % msgspec.json.encode(entry))
+
+    def _publish(self, event: bytes) -> None:
+        for queue in self._subscribers.values():
+            queue.put_nowait(event)
+
+    @property
+    def subscriber_count(self) -> int:
+        """How many follow the events."""
+        return len(self._subscribers)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
+                await self._answer(method, target, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _answer(self, method: str, target: str, writer: asyncio.StreamWriter) -> None:
+        path, _, query = target.partition("?")
+        name = path.removeprefix("/v1/")
+        if method == "POST" and name in _COMMAND_STATES:
+            self._obey(name, writer)
+        elif path == "/v1/status":
+            _respond(writer, 200, msgspec.json.encode(self.status))
+        elif path == "/v1/log":
+            after = int(query.partition("=")[2] or 0)
+            found = tuple(entry for entry in self._log if entry.index > after)
+            _respond(writer, 200, msgspec.json.encode(LogPage(found)))
+        elif path == "/v1/events":
+            await self._stream(writer)
+        else:
+            _respond(writer, 404, b'{"error":{"message":"no such page"}}')
+
+    def _obey(self, name: str, writer: asyncio.StreamWriter) -> None:
+        if self.refusal:
+            body = msgspec.json.encode({"error": {"message": self.refusal}})
+            return _respond(writer, 409, body)
+        self.commands.append(name)
+        state = _COMMAND_STATES[name]
+        if state is not None:
+            self.tell(msgspec.structs.replace(self.status, state=state))
+        return _respond(writer, 200, b'{"ok":true}')
+
+    async def _stream(self, writer: asyncio.StreamWriter) -> None:
+        queue: asyncio.Queue[bytes] = asyncio.Queue(SUBSCRIBER_EVENTS_MAX)
+        self._subscribers[writer] = queue
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+        try:
+            while True:
+                writer.write(await queue.get())
+                await writer.drain()
+        finally:
+            del self._subscribers[writer]
+
+
+def _respond(writer: asyncio.StreamWriter, status: int, body: bytes) -> None:
+    head = f"HTTP/1.1 {status} Any\r\ncontent-length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+
+
+def living(status: HostStatus) -> Iterator[HostStatus]:
+    """Yield how a host at work goes on, second by second, for ever."""
+    for second in itertools.count(1):
+        requests = tuple(
+            msgspec.structs.replace(
+                request,
+                state="running",
+                age_ms=request.age_ms + 1000 * second,
+                completion_tokens=(request.completion_tokens or 0) + 31 * second,
+                tokens_per_s=26.0 + (second * 5 + (request.prompt_tokens or 0)) % 11 + second / 9,
+                cost_micros=request.cost_micros + second,
+            )
+            for request in status.requests[:3]
+        )
+        earned = 11 * second
+        earnings = msgspec.structs.replace(
+            status.earnings,
+            today_micros=status.earnings.today_micros + earned,
+            total_micros=status.earnings.total_micros + earned,
+            unsettled_micros=status.earnings.unsettled_micros + earned,
+        )
+        yield msgspec.structs.replace(
+            status, requests=requests, earnings=earnings, uptime_s=status.uptime_s + second
+        )
+
+
+async def _demonstrate(path: Path) -> None:
+    host = FakeHost()
+    async with host.listening(path):
+        for status in living(host.status):
+            await asyncio.sleep(1)
+            host.tell(msgspec.structs.replace(status, state=host.status.state))
+
+
+async def _draw() -> str:
+    lives = itertools.islice(living(SERVING), PICTURE_STATUSES_COUNT)
+    app = HostApp(FixedSource(*lives, *LOG), zone=UTC)
+    async with app.run_test(size=PICTURE_CELLS_COUNT) as pilot:
+        await pilot.pause()
+        return app.export_screenshot(title="sparewatt tui")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "picture":
+        Path(sys.argv[2]).write_text(asyncio.run(_draw()))
+    else:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(_demonstrate(Path(sys.argv[2])))
