@@ -18,7 +18,7 @@ import nacl.signing
 from google.protobuf.message import Message
 
 from p2p import limits
-from p2p.errors import RemoteProtocolError, SignatureError
+from p2p.errors import LocalProtocolError, RemoteProtocolError, SignatureError
 from p2p.types import KEY_BYTES, NetworkId, PeerId, PublicKey, peer_id_from_key
 from p2p.wire import decode_value, encode_value
 
@@ -112,9 +112,14 @@ def seal(key: SecretKey, kind: Kind[ValueT], value: ValueT) -> bytes:
     """Return the signed envelope of a message.
 
     Raises:
-        LocalProtocolError: If the value does not fit its protobuf message.
+        LocalProtocolError: If the value does not fit its protobuf message, or is longer than its
+            kind may be, so that nobody would accept it.
     """
     payload = encode_value(value, kind.message_type)
+    if len(payload) > kind.bytes_max:
+        raise LocalProtocolError(
+            f"this {kind.name} has {len(payload)} bytes; the most is {kind.bytes_max}"
+        )
     signature = key.sign(signed_bytes(kind.domain, kind.payload_type, payload))
     return _pack_envelope(key.public, kind.payload_type, payload, signature)
 

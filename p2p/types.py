@@ -134,6 +134,9 @@ def peer_id_to_bytes(peer_id: str) -> bytes:
     raw: bytes = base58.b58decode(peer_id)
     if len(raw) != len(_PEER_ID_PREFIX) + KEY_BYTES or not raw.startswith(_PEER_ID_PREFIX):
         raise ValueError(f"not the peer id of an Ed25519 key: {peer_id!r}")
+    if base58.b58encode(raw).decode("ascii") != peer_id:
+        # base58 drops white space at the end: two texts of one id would compare unequal.
+        raise ValueError(f"not the one way to write a peer id: {peer_id!r}")
     return raw
 
 

@@ -117,7 +117,11 @@ class Quote:
         require_text("model_id", self.model_id, bytes_max=limits.RECORD_TEXT_BYTES_MAX)
         require_bytes("manifest_digest", self.manifest_digest, DIGEST_BYTES)
         require_range("price_in", self.price_in_micros_per_mtok, 0, price_max)
-        require_range("price_cached", self.price_cached_micros_per_mtok, 0, price_max)
+        # Dearer cached tokens would let a host raise a price that gateways rank by with a count
+        # that nobody can check.
+        require_range(
+            "price_cached", self.price_cached_micros_per_mtok, 0, self.price_in_micros_per_mtok
+        )
         require_range("price_out", self.price_out_micros_per_mtok, 0, price_max)
         require_range("minimum_micros", self.minimum_micros, 0, limits.MICROS_MAX)
         require_range("not_before_ns", self.not_before_ns, 1, _TIME_MAX)

@@ -59,4 +59,4 @@ def providers_for_day(network_id: str, model_id: str, *, now_ns: int) -> tuple[s
 
 def _prefixed(text: str) -> bytes:
     raw = text.encode()
-    return struct.pack(">H", len(raw)) + raw
+    return struct.pack(">I", len(raw)) + raw

@@ -1,5 +1,6 @@
 """The values that a capability record is made of."""
 
+import re
 from dataclasses import dataclass
 
 from p2p import limits
@@ -20,6 +21,7 @@ from p2p.types import (
 )
 from p2p.wire import encode_value, require_bytes, require_range, require_text
 
+_REGION = re.compile("[A-Z]{2}")
 _PRICE_MAX = limits.PRICE_MICROS_PER_MTOK_MAX
 
 
@@ -57,6 +59,8 @@ class Offer:
         features: What the engine can do, rising, without repeats.
         price_in_micros_per_mtok: Micro-dollars per million prompt tokens.
         minimum_micros: The least that a delivered request costs.
+        price_cached_micros_per_mtok: Of those, for tokens that the engine had computed already;
+            at most ``price_in_micros_per_mtok``.
         licence: SPDX id, or the name of the model's own terms.
         quantization: One of OpenRouter's names.
     """
@@ -83,7 +87,10 @@ class Offer:
         ):
             raise ValueError("features must rise, without repeats and without 0")
         require_range("price_in", self.price_in_micros_per_mtok, 0, _PRICE_MAX)
-        require_range("price_cached", self.price_cached_micros_per_mtok, 0, _PRICE_MAX)
+        # Cached tokens are the host's word alone, so they are never the dearer ones.
+        require_range(
+            "price_cached", self.price_cached_micros_per_mtok, 0, self.price_in_micros_per_mtok
+        )
         require_range("price_out", self.price_out_micros_per_mtok, 0, _PRICE_MAX)
         require_range("minimum_micros", self.minimum_micros, 0, limits.MICROS_MAX)
         require_text("licence", self.licence, bytes_max=limits.RECORD_TEXT_BYTES_MAX)
@@ -136,9 +143,12 @@ class CapabilityRecord:
         require_range("number of addresses", len(self.addresses), 0, limits.RECORD_ADDRESSES_MAX)
         for address in self.addresses:
             require_text("address", address, bytes_max=limits.RECORD_TEXT_BYTES_MAX)
-        require_text("region", self.region, bytes_min=0, bytes_max=2)
+        if self.region and not _REGION.fullmatch(self.region):
+            raise ValueError(f"region is {self.region!r}, not two letters A-Z")
         require_range("number of offers", len(self.offers), 0, limits.RECORD_OFFERS_MAX)
         require_range("number of protocol versions", len(self.protocol_versions), 1, 8)
+        for protocol_version in self.protocol_versions:
+            require_range("protocol version", protocol_version, 1, 2**16)
         require_range("owner_tag bytes", len(self.owner_tag), 0, 512)
 
 
@@ -183,6 +193,7 @@ class OwnerTag:
 
     def __post_init__(self) -> None:
         require_bytes("tag", self.tag, ID_BYTES)
+        require_range("expires_at_ns", self.expires_at_ns, 1, 2**62)
 
 
 RECORD = Kind("record", CapabilityRecord, record_pb2.CapabilityRecord, limits.RECORD_BYTES_MAX)
