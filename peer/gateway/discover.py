@@ -23,7 +23,7 @@ from peer.gateway.link import HostLink, LinkContext
 LOG = logging.getLogger(__name__)
 
 MODELS_COUNT_MAX = 256
-SEARCH_EMPTY_S = 2.0  # between look-ups of a model that nobody is known for, at first
+SEARCH_S_MIN = 2.0  # between the first look-ups of a model; doubles
 SEARCH_S_MAX = 60.0
 ASKED_AGAIN_S = 30.0  # at most this often for a model that only a client asked for
 LOOKUPS_AT_ONCE_MAX = 4
@@ -40,7 +40,7 @@ class _Search:
 
     model: str
     wanted: bool
-    wait_s: float = SEARCH_EMPTY_S
+    wait_s: float = SEARCH_S_MIN
     next_s: float = 0.0
     running: bool = False
     rounds_count: int = 0
@@ -157,12 +157,12 @@ class Discovery:
             self._take(target, nursery)
 
     def _schedule(self, search: _Search) -> None:
-        has_hosts = any(host.offer(search.model) for host in self.table)
         if not search.wanted:
             search.next_s = trio.current_time() + ASKED_AGAIN_S
             return
-        search.wait_s = SEARCH_S_MAX if has_hosts else min(2 * search.wait_s, SEARCH_S_MAX)
+        # Hosts that were found say nothing of those that start now: a network often starts at once.
         search.next_s = trio.current_time() + search.wait_s
+        search.wait_s = min(2 * search.wait_s, SEARCH_S_MAX)
 
     def _take(self, target: PeerAddress, nursery: trio.Nursery) -> None:
         if target.peer_id == self.node.peer_id:
