@@ -18,6 +18,7 @@ from sparewatt.problems import Problem
 
 PARENT_VARIABLE = "SPAREWATT_PARENT_PID"
 POLL_SECONDS = 0.05
+KILL_SECONDS_MAX = 1.0
 LOG_TAIL_BYTES = 64 * 1024
 SAME_START_SECONDS = 1.0  # psutil computes the start from clock ticks and the boot time
 
@@ -137,20 +138,30 @@ def stop(stages: Iterable[tuple[Sequence[ProcessRecord], float]]) -> tuple[str, 
         stages: Processes to ask to end together, and how long they may take, in seconds; each
             stage begins when the one before has ended.
     """
-    killed = []
+    killed: list[str] = []
     for records, wait_s in stages:
-        found = [(record, process) for record in records if (process := record.find())]
-        for _, process in found:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGTERM)
-        _, left = psutil.wait_procs([process for _, process in found], timeout=wait_s)
-        for process in left:
-            _kill_group(process)
-            killed += [record.name for record, each in found if each == process]
-        psutil.wait_procs(left, timeout=1)
+        for record in records:
+            if process := record.find():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGTERM)
+        for record in _wait_gone(records, wait_s):
+            if process := record.find():
+                _kill_group(process)
+                killed.append(record.name)
+        _wait_gone(records, KILL_SECONDS_MAX)
     for child in _children.values():
         child.poll()
     return tuple(killed)
+
+
+def _wait_gone(records: Sequence[ProcessRecord], wait_s: float) -> list[ProcessRecord]:
+    """Return those that still run after ``wait_s``; one that only waits to be reaped is gone."""
+    deadline = time.monotonic() + wait_s
+    left = [record for record in records if record.find()]
+    while left and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        left = [record for record in left if record.find()]
+    return left
 
 
 def log_tail(log: Path, *, lines_count: int = 12) -> str:

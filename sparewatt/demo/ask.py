@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from p2p.errors import SparewattError
 
-ANSWER_TOKENS_MAX = 64
+ANSWER_TOKENS_MAX = 120
 ASK_SECONDS_MAX = 120.0
 SEED_COUNT = 1
 
