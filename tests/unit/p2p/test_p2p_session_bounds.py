@@ -69,6 +69,17 @@ def test_window_is_granted_when_an_update_is_due() -> None:
     assert len(pair.to_gateway()) == 1
 
 
+def test_window_granted_is_what_was_consumed_and_no_more() -> None:
+    gateway = answering_gateway()
+    gateway.receive_data(chunk(WINDOW), 0)
+    gateway.consumed(1, limits.WINDOW_UPDATE_BYTES)
+    (frame,) = frames_of(gateway.data_to_send(0))
+    assert frame.window.consumed_bytes == limits.WINDOW_UPDATE_BYTES
+    gateway.receive_data(chunk(limits.WINDOW_UPDATE_BYTES), 0)
+    with pytest.raises(RemoteProtocolError):
+        gateway.receive_data(chunk(1), 0)
+
+
 def test_window_of_one_request_does_not_hold_back_another() -> None:
     pair = Pair()
     full, other = pair.start(), pair.start()
