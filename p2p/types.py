@@ -131,7 +131,10 @@ def peer_id_to_bytes(peer_id: str) -> bytes:
     """
     if len(peer_id) > 64:
         raise ValueError("a peer id has at most 64 characters")
-    raw: bytes = base58.b58decode(peer_id)
+    try:
+        raw: bytes = base58.b58decode(peer_id)
+    except ValueError as error:
+        raise ValueError(f"not a peer id: {peer_id!r}") from error
     if len(raw) != len(_PEER_ID_PREFIX) + KEY_BYTES or not raw.startswith(_PEER_ID_PREFIX):
         raise ValueError(f"not the peer id of an Ed25519 key: {peer_id!r}")
     if base58.b58encode(raw).decode("ascii") != peer_id:

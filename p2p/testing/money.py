@@ -17,10 +17,12 @@ from p2p.receipts.messages import (
     Receipt,
     Voucher,
 )
+from p2p.records import CapabilityRecord, Hardware, Offer
 from p2p.signing import SecretKey, Signed, sealed
 from p2p.types import (
     AllowanceId,
     Digest,
+    Feature,
     FinishReason,
     ModelId,
     NetworkId,
@@ -120,6 +122,39 @@ def voucher(
         chain_head=sha256(b"head") if head is None else head,
     )
     return sealed(wallet, VOUCHER, value)
+
+
+def offer(*, model_id: str = "example/model", licence: str = "Apache-2.0") -> Offer:
+    """Return an offer at the prices of ``quote``."""
+    held = quote()
+    return Offer(
+        model_id=ModelId(model_id),
+        manifest_digest=held.manifest_digest,
+        context_tokens=8192,
+        output_tokens_max=2048,
+        features=(Feature.STREAM, Feature.USAGE),
+        price_in_micros_per_mtok=held.price_in_micros_per_mtok,
+        price_cached_micros_per_mtok=held.price_cached_micros_per_mtok,
+        price_out_micros_per_mtok=held.price_out_micros_per_mtok,
+        minimum_micros=held.minimum_micros,
+        licence=licence,
+        quantization="bf16",
+    )
+
+
+def record(*, sequence: int = 1, offers: tuple[Offer, ...] | None = None) -> CapabilityRecord:
+    """Return a record of ``HOST``, in force from ``NOW_NS``."""
+    return CapabilityRecord(
+        network_id=NETWORK,
+        peer_id=HOST.peer_id,
+        sequence=sequence,
+        issued_at_ns=NOW_NS,
+        expires_at_ns=NOW_NS + limits.RECORD_TTL_NS,
+        addresses=("/ip4/192.0.2.1/tcp/4001",),
+        region="DE",
+        hardware=Hardware(kind="cpu", name="test", count=1, memory_bytes=2**30),
+        offers=(offer(),) if offers is None else offers,
+    )
 
 
 @dataclass(frozen=True, slots=True)
