@@ -7,7 +7,7 @@ the oldest unfinished handshake gives way to the newest.
 """
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import trio
 from libp2p.exceptions import BaseLibp2pError
@@ -28,6 +28,7 @@ class Admission:
 
     def __init__(self, swarm: Swarm) -> None:
         self._swarm = swarm
+        self._connected: Counter[str] = Counter()
         self._half_open: OrderedDict[trio.CancelScope, str] = OrderedDict()
         swarm._handle_inbound_connection = self._handle  # type: ignore[method-assign,assignment]  # noqa: SLF001 - see above
 
@@ -39,7 +40,10 @@ class Admission:
     async def _handle(self, stream: ReadWriteCloser, listen_address: Multiaddr) -> None:
         remote = stream.get_remote_address()
         address = remote[0] if remote else ""
-        if self._swarm.get_total_connections() >= limits.CONNECTIONS_MAX:
+        if (
+            self._swarm.get_total_connections() >= limits.CONNECTIONS_MAX
+            or self._connected[address] >= limits.CONNECTIONS_PER_IP_MAX
+        ):
             await stream.close()
             return
         scope = trio.CancelScope()
@@ -58,7 +62,12 @@ class Admission:
         finally:
             del self._half_open[scope]
         if isinstance(muxed, Yamux):
-            await muxed.event_closed.wait()
+            self._connected[address] += 1
+            try:
+                await muxed.event_closed.wait()
+            finally:
+                self._connected[address] -= 1
+                self._connected += Counter()  # drops the zeros
 
     def _make_room(self, address: str) -> None:
         """Cancel the oldest handshakes beyond the bounds; nobody else uses their connections."""

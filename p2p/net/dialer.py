@@ -23,6 +23,11 @@ from p2p.types import PeerId
 LOG = logging.getLogger(__name__)
 
 _ALIVE_S = 2.0
+_FAMILIES = {
+    "dns": trio.socket.AF_UNSPEC,
+    "dns4": trio.socket.AF_INET,
+    "dns6": trio.socket.AF_INET6,
+}
 CircuitDial = Callable[[str, PeerId], Awaitable[None]]
 """Dials a ``/p2p-circuit`` address; raises as libp2p does."""
 
@@ -53,7 +58,7 @@ class Dialer:
             try:
                 return await self._host.new_stream(peer, [TProtocol(protocol)])
             except (BaseLibp2pError, OSError) as error:
-                if await self._is_alive(target.peer_id):
+                if await self.is_alive(target.peer_id):
                     raise _unreachable(target, error) from error
                 LOG.debug("the connection to %s is stale: %s", target.peer_id, error)
                 await self.drop(target.peer_id)
@@ -63,7 +68,7 @@ class Dialer:
         except (BaseLibp2pError, OSError) as error:
             raise _unreachable(target, error) from error
 
-    async def _is_alive(self, peer_id: PeerId) -> bool:
+    async def is_alive(self, peer_id: PeerId) -> bool:
         """Whether the peer answers a ping: then it refused a stream, and the rest lives on."""
         for connection in self._swarm.get_connections(ID.from_string(peer_id)):
             muxed = connection.muxed_conn
@@ -114,6 +119,7 @@ class Dialer:
         if target.peer_id == str(self._host.get_id()):
             raise PeerUnreachableError(f"{target.peer_id} is this node itself")
         direct, circuit = split_addresses(target.addresses, target.peer_id)
+        direct = await resolve_names(direct)
         if not direct and not circuit:
             raise PeerUnreachableError(f"no usable address of {target.peer_id} is known")
         self._swarm.unblock_peer(ID.from_string(target.peer_id))
@@ -167,6 +173,32 @@ def split_addresses(
     bounded = list(dict.fromkeys(bare))[: limits.RECORD_ADDRESSES_MAX]
     direct = tuple(a for a in bounded if "/p2p-circuit" not in a and "/tcp/" in a)
     return direct, tuple(a for a in bounded if "/p2p-circuit" in a)
+
+
+async def resolve_names(addresses: Sequence[str]) -> tuple[str, ...]:
+    """Return addresses with names replaced by what the system's resolver says of them.
+
+    libp2p asks DNS servers itself and so knows nothing of ``/etc/hosts``.
+    """
+    found: list[str] = []
+    for address in addresses:
+        kind, name, rest = ([*address.split("/", 3)[1:], "", ""])[:3]
+        if kind not in _FAMILIES:
+            found.append(address)
+            continue
+        with trio.move_on_after(limits.DIAL_NS_MAX / 1e9):
+            try:
+                answers = await trio.socket.getaddrinfo(
+                    name, None, family=_FAMILIES[kind], type=trio.socket.SOCK_STREAM
+                )
+            except (OSError, UnicodeError) as error:
+                LOG.debug("cannot resolve %s: %s", name, error)
+                continue
+            found.extend(
+                f"/{'ip6' if family == trio.socket.AF_INET6 else 'ip4'}/{place[0]}/{rest}"
+                for family, *_, place in answers
+            )
+    return tuple(dict.fromkeys(found))[: limits.RECORD_ADDRESSES_MAX]
 
 
 def parse_peer(address: str) -> PeerAddress:

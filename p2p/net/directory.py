@@ -25,7 +25,7 @@ from multiaddr import Multiaddr
 from p2p import limits
 from p2p.errors import PeerUnreachableError, RemoteProtocolError
 from p2p.net.config import NodeConfig
-from p2p.net.dialer import Dialer, parse_peer
+from p2p.net.dialer import Dialer, parse_peer, split_addresses
 from p2p.net.kad_calls import find_node
 from p2p.net.lookup import LOOKUP_CALLS_MAX, Lookup
 from p2p.net.patches import KAD_PROTOCOL
@@ -285,6 +285,7 @@ class DhtDirectory:
 
         async def work() -> None:
             try:
+                await self._reach(peer)
                 results.append(await call(peer))
             except Exception:  # task boundary: a bad answer must not end the node
                 LOG.debug("a DHT call to %s failed", peer, exc_info=True)
@@ -297,6 +298,17 @@ class DhtDirectory:
         if not done.is_set():
             self._dht.routing_table.remove_peer(peer)
         return list(results)
+
+    async def _reach(self, peer: ID) -> None:
+        """Connect over any known address; the swarm's own dial tries just one per transport.
+
+        Never over a relay: DHT traffic is not worth a circuit.
+        """
+        peer_id = PeerId(str(peer))
+        if not self._dialer.is_connected(peer_id):
+            known = [str(address) for address in self._host.get_peerstore().addrs(peer)]
+            direct, _ = split_addresses(known, peer_id)
+            await self._dialer.connect(PeerAddress(peer_id, direct))
 
     async def _wait_turn(self) -> None:
         while len(self._provided_at) == _PROVIDES_MAX:

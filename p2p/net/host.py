@@ -23,7 +23,7 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from multiaddr import Multiaddr
 
 from p2p import limits
-from p2p.errors import AddressInUseError
+from p2p.errors import AddressInUseError, SparewattError
 from p2p.net.admission import Admission
 from p2p.net.config import NodeConfig
 from p2p.net.patches import NodeYamux
@@ -72,7 +72,7 @@ class NodeHost(BasicHost):
         self._open_streams[peer] += 1
         try:
             await super()._swarm_stream_handler(net_stream)
-        except STREAM_ERRORS as error:
+        except (SparewattError, *STREAM_ERRORS) as error:
             LOG.debug("a stream of %s ended: %s", peer, error)
             await end_stream(net_stream, graceful=False)
         except Exception:  # task boundary: see above

@@ -42,7 +42,7 @@ LOG = logging.getLogger(__name__)
 
 _CALL_S_MAX = limits.DIAL_NS_MAX / 1e9
 _PAUSE_S = 2.0  # between two attempts at one relay
-_RENEW_AT = 0.75  # of a reservation's time
+_RENEW_SHARE = 0.75  # of a reservation's time
 
 
 class Circuits:
@@ -165,7 +165,7 @@ class Circuits:
             lasts_s = await self._reserve(relay)
             if lasts_s and ours not in self._addresses:
                 self._addresses.append(ours)
-            with trio.move_on_after(lasts_s * _RENEW_AT):
+            with trio.move_on_after(lasts_s * _RENEW_SHARE):
                 await self._dialer.wait_gone(relay.peer_id)
             if not self._dialer.is_connected(relay.peer_id) and ours in self._addresses:
                 self._addresses.remove(ours)

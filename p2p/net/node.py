@@ -153,16 +153,20 @@ class Libp2pNode:
         outcome: _Outcome[ResultT] = _Outcome()
         self._tasks.start_soon(self._work, target, protocol, work, outcome)
         try:
-            with trio.move_on_after(_WAIT_S):
+            with trio.fail_after(_WAIT_S):
                 await outcome.done.wait()
-        finally:
-            if not outcome.done.is_set():
-                outcome.is_abandoned = True
-                self._tasks.start_soon(self._give_up, target.peer_id, outcome)
+        except (trio.Cancelled, trio.TooSlowError) as error:
+            outcome.is_abandoned = True  # even if it came about at this very moment
+            self._tasks.start_soon(self._give_up, target.peer_id, outcome)
+            if isinstance(error, trio.TooSlowError):
+                raise PeerUnreachableError(
+                    f"{target.peer_id} did not answer within {_WAIT_S:.0f} s"
+                ) from error
+            raise
         if outcome.error is not None:
             raise outcome.error
         if not outcome.results:
-            raise PeerUnreachableError(f"{target.peer_id} did not answer within {_WAIT_S:.0f} s")
+            raise PeerUnreachableError(f"{target.peer_id}: given up")
         return outcome.results[0]
 
     async def _work(
@@ -198,7 +202,7 @@ class Libp2pNode:
             return
         with trio.move_on_after(_WAIT_S):
             await outcome.done.wait()
-        if not outcome.done.is_set():
+        if not outcome.done.is_set() and not await self._dialer.is_alive(peer_id):
             await self._dialer.drop(peer_id)
 
     async def watch_connections(self) -> None:

@@ -20,7 +20,7 @@ from net_nodes import (
 )
 
 from p2p.errors import PeerUnreachableError
-from p2p.limits import PUMP_WAIT_NS, STREAMS_PER_PEER_MAX
+from p2p.limits import STREAMS_PER_PEER_MAX
 from p2p.net import Libp2pNode, open_node
 from p2p.overlay import Link, LinkOwner, Node
 from p2p.types import PeerId
@@ -201,41 +201,6 @@ async def test_streams_of_one_peer_beyond_the_bound_are_refused(
     keepers[0].send(b"x", urgent=True)
     await wait_until(lambda: bool(keepers[0].received))
     assert await echo_works(client, target)
-
-
-async def test_writer_after_idle_writes_at_once_and_then_every_2_ms(
-    pair: tuple[Libp2pNode, Libp2pNode],
-) -> None:
-    client, server = pair
-    keeper = await open_keeper(client, target_of(server))
-    start = trio.current_time()
-    count = 0
-    while trio.current_time() < start + 0.1:
-        keeper.send(b"tick")
-        count += 1
-        await trio.lowlevel.checkpoint()
-    await wait_until(lambda: len(keeper.received) == 4 * count)
-    gaps = [late - early for early, late in zip(keeper.writes, keeper.writes[1:], strict=False)]
-    assert min(gaps) >= PUMP_WAIT_NS / 1e9 * 0.95
-    assert len(keeper.writes) < 60 < count
-
-
-async def test_urgent_output_does_not_wait_for_the_pump(
-    pair: tuple[Libp2pNode, Libp2pNode],
-) -> None:
-    client, server = pair
-    keeper = await open_keeper(client, target_of(server))
-    gaps = []
-    for _ in range(20):
-        keeper.send(b"first")
-        await trio.testing.wait_all_tasks_blocked()
-        written = len(keeper.writes)
-        keeper.send(b"ordinary")
-        keeper.send(b"urgent", urgent=True)
-        await wait_until(lambda written=written: len(keeper.writes) > written)
-        gaps.append(keeper.writes[-1] - keeper.writes[-2])
-        await trio.sleep(PUMP_WAIT_NS / 1e9)
-    assert min(gaps) < PUMP_WAIT_NS / 1e9 / 2
 
 
 async def test_link_bytes_of_many_megabytes_echo_whole(

@@ -99,6 +99,15 @@ async def test_dial_of_a_dead_address_goes_on_to_the_live_one() -> None:
         assert await echo_works(client, target)
 
 
+async def test_dial_of_a_name_resolves_it() -> None:
+    async with open_node(new_config(listen=LISTEN)) as server, open_node(new_config()) as client:
+        server.serve_links(PROTOCOL, Echo)
+        port = server.addresses[0].rpartition("/")[2]
+        assert await echo_works(
+            client, PeerAddress(server.peer_id, (f"/dns4/localhost/tcp/{port}",))
+        )
+
+
 # -- listening -----------------------------------------------------------------------------------
 
 
