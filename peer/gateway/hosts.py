@@ -72,7 +72,6 @@ class HostTable:
     """
 
     wallet: Wallet
-    now: Callable[[], int]
     changed: Callable[[], None] = lambda: None
     lost: Callable[[Host], None] = lambda host: None
     ready: Callable[[Host], None] = lambda host: None

@@ -2,9 +2,6 @@
 
 import sqlite_utils
 
-SUBMITTED_NOT = 0
-SUBMITTED = 1
-
 
 def create_tables(database: sqlite_utils.Database) -> None:
     """Make the tables that are missing."""
@@ -51,7 +48,7 @@ def _create_receipt_tables(database: sqlite_utils.Database) -> None:
             "submitted": int,
         },
         pk="digest",
-        defaults={"submitted": SUBMITTED_NOT},
+        defaults={"submitted": 0},
         if_not_exists=True,
     )
     batches = database.table("batches")
@@ -114,9 +111,9 @@ PUT_BATCH = """INSERT OR IGNORE INTO batches
   VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
 PUT_RECEIPT = """INSERT OR IGNORE INTO receipts
   (request_id, batch_digest, position, body) VALUES (?, ?, ?, ?)"""
-MARK_SUBMITTED = f"UPDATE batches SET submitted = {SUBMITTED} WHERE digest = ?"
-BATCHES_TO_SUBMIT = f"""SELECT digest, envelope, cosignature FROM batches
-  WHERE submitted = {SUBMITTED_NOT} ORDER BY signed_at_ns LIMIT ?"""
+MARK_SUBMITTED = "UPDATE batches SET submitted = 1 WHERE digest = ?"
+BATCHES_TO_SUBMIT = """SELECT digest, envelope, cosignature FROM batches
+  WHERE submitted = 0 ORDER BY signed_at_ns LIMIT ?"""
 RECEIPTS_OF_BATCH = "SELECT body FROM receipts WHERE batch_digest = ? ORDER BY position"
 RECEIPT_OF_REQUEST = """SELECT r.body, b.envelope, b.cosignature, b.allowance_id
   FROM receipts r JOIN batches b ON b.digest = r.batch_digest WHERE r.request_id = ?"""
@@ -129,6 +126,6 @@ FIND_USAGE = """SELECT entry FROM usage WHERE request_id = ?1
   ORDER BY 1 LIMIT 1"""
 
 PRUNE_USAGE = "DELETE FROM usage WHERE created_at_ns < ?"
-PRUNE_RECEIPTS = f"""DELETE FROM receipts WHERE batch_digest IN
-  (SELECT digest FROM batches WHERE signed_at_ns < ? AND submitted = {SUBMITTED})"""
-PRUNE_BATCHES = f"DELETE FROM batches WHERE signed_at_ns < ? AND submitted = {SUBMITTED}"
+PRUNE_RECEIPTS = """DELETE FROM receipts WHERE batch_digest IN
+  (SELECT digest FROM batches WHERE signed_at_ns < ? AND submitted = 1)"""
+PRUNE_BATCHES = "DELETE FROM batches WHERE signed_at_ns < ? AND submitted = 1"

@@ -27,17 +27,12 @@ from peer.gateway.config import (
     GatewayConfigError,
     Ready,
 )
-from peer.gateway.discover import Discovery
-from peer.gateway.dispatch import Dispatcher
 from peer.gateway.guard import Guard, is_loopback
-from peer.gateway.hosts import Host, HostTable
 from peer.gateway.http import GatewayHandler
 from peer.gateway.journal import FILE_NAME as JOURNAL_NAME
 from peer.gateway.journal import Journal, Runner, open_journal, run_in_thread
 from peer.gateway.keys import KeyStore, open_keys
-from peer.gateway.link import LinkContext
-from peer.gateway.routing import Router
-from peer.gateway.scout import Scout
+from peer.gateway.parts import TICK_S, Core, Parts, connect, make_core, monotonic_ns
 from peer.gateway.wallet import Wallet
 from peer.http.loop import Loop
 from peer.http.server import HttpServer
@@ -47,14 +42,12 @@ LOG = logging.getLogger(__name__)
 
 OpenNode = Callable[[NodeConfig], AbstractAsyncContextManager[Node]]
 
-TICK_S = 0.1  # a voucher for a small rest waits a quarter of a second at most
-SCOUT_EVERY_S = 5.0
 FIRST_CONTACT_S = 5.0  # for settlement at the start; without it the gateway serves all the same
 PRUNE_EVERY_S = 3600.0
 STOP_S_MAX = 7.0
 STOP_ANSWERS_S = 3.0
-STOP_RECEIPTS_S = 1.0
-STOP_SUBMIT_S = 1.5
+STOP_RECEIPTS_S = 0.5
+STOP_SUBMIT_S = 0.5  # the rest goes at the next start
 _GATEWAY_ROLE = "gateway"
 
 
@@ -119,7 +112,7 @@ async def run_gateway(
 
 
 def _refuse_open_door(config: GatewayConfig, keys: KeyStore) -> None:
-    if not is_loopback(config.bind_host) and not keys.count(now_ns=_mono_ns()):
+    if not is_loopback(config.bind_host) and not keys.count(now_ns=monotonic_ns()):
         raise GatewayConfigError(
             f"{config.bind_host} can be reached by others, and there is no client key yet: make "
             "one with 'sparewatt keys new NAME', or bind 127.0.0.1"
@@ -167,23 +160,21 @@ class _Gateway:
             wallet = Wallet(journal, client, self._seed, network.network_id, self._clock)
             await wallet.restore()
             books = self._make_books(journal, client)
-            table = HostTable(wallet, _mono_ns)
-            dispatcher = self._make_dispatcher(table, wallet)
+            rng = Random(self._tools.rng.getrandbits(64))
+            core = make_core(wallet, self._config.policy, rng)
             async with trio.open_nursery() as tasks:
-                server = self._make_server(dispatcher, table, journal, books, tasks)
+                server = self._make_server(core, books, tasks)
                 with contextlib.closing(server):
                     port = server.listen_tcp(self._config.bind_host, self._config.port)
                     tasks.start_soon(self._loop.run)
                     async with open_node(self._node_config()) as node:
-                        discovery = self._make_discovery(node, table, wallet, books)
-                        scout = self._wire(table, dispatcher, discovery)
+                        parts = self._make_parts(node, core, books)
                         tasks.start_soon(self._start_money, wallet, books, tasks)
-                        tasks.start_soon(discovery.run)
-                        tasks.start_soon(_tick, table, dispatcher, scout)
+                        tasks.start_soon(parts.run)
                         tasks.start_soon(self._prune, journal)
                         ready(Ready(self._url(port), self._key.peer_id))
                         await stopping.wait()
-                        await self._stop(server, dispatcher, table, books)
+                        await self._stop(server, core, books)
                         tasks.cancel_scope.cancel()
 
     async def _start_money(self, wallet: Wallet, books: Books, tasks: trio.Nursery) -> None:
@@ -197,18 +188,16 @@ class _Gateway:
         tasks.start_soon(books.keep_submitting)
         tasks.start_soon(wallet.run)
 
-    async def _stop(
-        self, server: HttpServer, dispatcher: Dispatcher, table: HostTable, books: Books
-    ) -> None:
+    async def _stop(self, server: HttpServer, core: Core, books: Books) -> None:
         LOG.info("shutting down")
         server.drain()
         with trio.move_on_after(STOP_ANSWERS_S):
             await server.wait_drained()
         server.close()  # clients that are left hang up, which cancels what they asked for
         with trio.move_on_after(STOP_RECEIPTS_S):
-            while dispatcher.unsettled_count:  # noqa: ASYNC110 - counted by callbacks
+            while core.dispatcher.unsettled_count:  # noqa: ASYNC110 - counted by callbacks
                 await trio.sleep(TICK_S / 2)
-        for host in table:
+        for host in core.table:
             if host.link is not None:
                 host.link.close("the gateway stops")
         with trio.move_on_after(STOP_SUBMIT_S):
@@ -244,96 +233,33 @@ class _Gateway:
 
         return Books(journal, client, network, enrol)
 
-    def _make_dispatcher(self, table: HostTable, wallet: Wallet) -> Dispatcher:
-        router = Router(self._config.policy, Random(self._tools.rng.getrandbits(64)))
-        return Dispatcher(table, router, wallet, self._clock, _mono_ns)
-
-    def _make_server(
-        self,
-        dispatcher: Dispatcher,
-        table: HostTable,
-        journal: Journal,
-        books: Books,
-        tasks: trio.Nursery,
-    ) -> HttpServer:
+    def _make_server(self, core: Core, books: Books, tasks: trio.Nursery) -> HttpServer:
         def spawn(answer: Callable[[], Awaitable[None]]) -> None:
             tasks.start_soon(answer)
 
         config = self._config
         handler = GatewayHandler(
-            dispatcher=dispatcher,
-            table=table,
+            dispatcher=core.dispatcher,
+            table=core.table,
             keys=self._keys,
-            journal=journal,
+            journal=core.wallet.journal,
             guard=Guard(config.bind_host, frozenset(name.lower() for name in config.names)),
             rates=config.rates,
-            now=_mono_ns,
+            now=monotonic_ns,
             spawn=spawn,
             trouble=lambda: books.clock_trouble,
             started_at_s=self._clock() // limits.SECOND_NS,
         )
         return HttpServer(self._loop, handler, wall_clock=self._clock)
 
-    def _make_discovery(
-        self, node: Node, table: HostTable, wallet: Wallet, books: Books
-    ) -> Discovery:
-        network_id = self._config.network.network_id
-        context = LinkContext(
-            network_id=network_id,
-            gateway=self._transport_key.peer_id,
-            wallet=wallet,
-            clock=self._clock,
-            now=_mono_ns,
+    def _make_parts(self, node: Node, core: Core, books: Books) -> Parts:
+        parts = connect(
+            core,
+            node,
             turn=self._loop.turn,
-            watcher=table,
-        )
-        discovery = Discovery(
-            node, table, context, network_id, self._clock, owner_keys=lambda: books.keys
+            owner_keys=lambda: books.keys,
+            probes=self._config.probe,
         )
         for model in (*self._config.network.models, *self._config.models):
-            discovery.want(model)
-        return discovery
-
-    def _wire(self, table: HostTable, dispatcher: Dispatcher, discovery: Discovery) -> Scout:
-        """Let the parts hear of each other."""
-        scout = Scout(
-            table=table,
-            dispatcher=dispatcher,
-            wallet=table.wallet,
-            now=_mono_ns,
-            probes=self._config.probe,
-            wanted=discovery.is_looked_for,
-        )
-
-        def ready(host: Host) -> None:
-            with self._loop.turn():
-                scout.consider(host)
-
-        def changed() -> None:
-            with self._loop.turn():
-                dispatcher.poke()
-
-        table.ready = ready
-        table.changed = changed
-        table.lost = discovery.host_lost
-        table.wallet.changed = scout.purse_changed
-        dispatcher.look_up = discovery.look_up
-        return scout
-
-
-async def _tick(table: HostTable, dispatcher: Dispatcher, scout: Scout) -> None:
-    """Give time to what has no task of its own."""
-    scouted_s = trio.current_time()
-    while True:
-        await trio.sleep(TICK_S)
-        dispatcher.tick()
-        for host in table:
-            if host.link is not None:
-                host.link.tick()
-        if trio.current_time() - scouted_s >= SCOUT_EVERY_S:
-            scouted_s = trio.current_time()
-            scout.consider_all()
-
-
-def _mono_ns() -> int:
-    return int(trio.current_time() * limits.SECOND_NS)
+            parts.discovery.want(model)
+        return parts

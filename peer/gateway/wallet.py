@@ -12,6 +12,7 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Protocol
 
 import trio
@@ -53,11 +54,9 @@ ALLOWANCE_DURATION_S = 4 * 3600  # how long settlement may be away without anybo
 EXPIRY_MARGIN_NS = 2 * limits.MINUTE_NS
 PROLONG_BEFORE_NS = 2 * limits.HOUR_NS
 ORDER_HALVINGS_MAX = 6
-REFUSED_RETRY_NS = 5 * limits.SECOND_NS
-UNREACHABLE_RETRY_NS = 5 * limits.SECOND_NS
+REFUSED_RETRY_NS = 2 * limits.SECOND_NS
+UNREACHABLE_RETRY_NS = 2 * limits.SECOND_NS
 _HKDF_SALT = b"sparewatt/wallet/1"
-_HTTP_PAYMENT_REQUIRED_STATUS = 402
-_HTTP_CONFLICT_STATUS = 409
 
 
 class SettlementPort(Protocol):
@@ -286,7 +285,7 @@ class Wallet:
         except SettlementUnreachableError as error:
             self._note(purse, Funding.UNAVAILABLE, str(error), UNREACHABLE_RETRY_NS)
         except SettlementRefusedError as error:
-            no_credit = error.status == _HTTP_PAYMENT_REQUIRED_STATUS
+            no_credit = error.status == HTTPStatus.PAYMENT_REQUIRED
             trouble = Funding.NO_CREDIT if no_credit else Funding.UNAVAILABLE
             self._note(purse, trouble, str(error), REFUSED_RETRY_NS)
         finally:
@@ -311,10 +310,10 @@ class Wallet:
             try:
                 return self._take(purse, await self._ask(purse, max(micros, held)))
             except SettlementRefusedError as error:
-                if error.status == _HTTP_CONFLICT_STATUS:
+                if error.status == HTTPStatus.CONFLICT:
                     self._forget_conflict(purse)
                     raise
-                if error.status != _HTTP_PAYMENT_REQUIRED_STATUS or micros // 2 <= floor:
+                if error.status != HTTPStatus.PAYMENT_REQUIRED or micros // 2 <= floor:
                     raise
                 micros //= 2
 
