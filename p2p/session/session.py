@@ -404,8 +404,10 @@ class Session:
     # -- within --------------------------------------------------------------------------------
 
     def _ready(self, role: Role | None = None) -> bool:
+        if self._state.closed:
+            return False
         self._state.require(role)
-        return not self._state.closed
+        return True
 
     def _urgent_frame(self, channel: int, payload_bytes: int) -> Frame:
         self._state.urgent = True

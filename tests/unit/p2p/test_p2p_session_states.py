@@ -480,6 +480,13 @@ def test_sends_after_link_lost_do_nothing() -> None:
     assert pair.host.window_bytes(channel) == 0
 
 
+def test_sends_after_a_link_lost_before_the_hellos_do_nothing() -> None:
+    host = Session(Role.HOST, network_id="test", now_ns=0)
+    host.link_lost()
+    host.send_goaway("drain")
+    assert not host.has_output
+
+
 def test_open_request_after_link_lost_is_a_local_error() -> None:
     pair = Pair()
     pair.gateway.link_lost()
