@@ -11,14 +11,18 @@ moves one of these names fails at once and says which.
 4. Yamux pings, but a missing answer changes nothing. Our subclass lets the node ping and abort.
 5. A reader that waits while its own side resets the stream is never woken. Our subclass wakes it.
 6. An exception in the muxer's task ends the whole node. Our subclass ends the connection only.
-7. ``swarm_connection`` logs through the root logger, which installs a handler on stderr.
-8. A DHT call gives up by cancelling stream I/O, which corrupts the connection for everybody. The
+7. A peer may send beyond its window and so fill our memory. Our subclass closes the stream.
+8. The receiving task waits for room to write its answers; two such tasks wait for each other.
+9. ``swarm_connection`` logs through the root logger, which installs a handler on stderr.
+10. A DHT call gives up by cancelling stream I/O, which corrupts the connection for everybody. The
    limit goes up beyond the time in which a dead connection is noticed and closed anyway.
 """
 
 import logging
 import struct
 import types
+from collections.abc import Awaitable, Callable, Iterable
+from typing import SupportsIndex
 
 import libp2p.kad_dht.common
 import libp2p.kad_dht.kad_dht
@@ -29,18 +33,22 @@ import libp2p.network.connection.swarm_connection
 import libp2p.network.swarm
 import libp2p.stream_muxer.muxer_multistream
 import trio
+from libp2p.abc import ISecureConn
 from libp2p.custom_types import TProtocol
 from libp2p.io.exceptions import IOException
 from libp2p.network.connection.exceptions import RawConnError
+from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedConnError, MuxedStreamEOF, MuxedStreamReset
 from libp2p.stream_muxer.yamux import yamux
 
-from p2p.errors import LocalProtocolError
+from p2p.errors import LocalProtocolError, RemoteProtocolError
 
 LOG = logging.getLogger(__name__)
 
 KAD_PROTOCOL = TProtocol("/sparewatt/kad/1.0.0")
 WINDOW_UPDATE_BYTES = yamux.DEFAULT_WINDOW_SIZE // 2
+BUFFER_BYTES_MAX = yamux.DEFAULT_WINDOW_SIZE + yamux.MAX_MESSAGE_SIZE
+ANSWERS_MAX = 512  # pings and new streams of one connection that wait for our answer
 DHT_CALL_S_MAX = 90  # beyond ping interval + wait of every node, after which the stream is dead
 
 KAD_MODULES: tuple[types.ModuleType, ...] = (
@@ -64,8 +72,36 @@ async def _send_window_update_when_due(self: yamux.YamuxStream, *, bytes_read: i
     await self.send_window_update(count_bytes, skip_lock=True)
 
 
+class _Buffer(bytearray):
+    """Bytes of a stream that nobody has read yet; more than we granted is an error."""
+
+    def extend(self, data: Iterable[SupportsIndex]) -> None:
+        super().extend(data)
+        if len(self) > BUFFER_BYTES_MAX:
+            self.clear()
+            raise RemoteProtocolError("a peer sends more than its window")
+
+
+class _Buffers(dict[int, bytearray]):
+    """The buffers of a connection's streams, each of them bounded."""
+
+    def __setitem__(self, stream_id: int, buffer: bytearray) -> None:
+        super().__setitem__(stream_id, _Buffer(buffer))
+
+
 class NodeYamux(yamux.Yamux):
     """Yamux whose pings are answered or else, and whose failures stay its own."""
+
+    def __init__(
+        self,
+        secured_conn: ISecureConn,
+        peer_id: ID,
+        is_initiator: bool | None = None,  # noqa: FBT001 - the stock signature
+        on_close: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        super().__init__(secured_conn, peer_id, is_initiator=is_initiator, on_close=on_close)
+        self.stream_buffers = _Buffers()
+        self._answers_count = 0
 
     async def start(self) -> None:
         """Run until the connection ends."""
@@ -114,6 +150,28 @@ class NodeYamux(yamux.Yamux):
         super()._finalize_stream_locked(stream, fully_closed=fully_closed)
         if fully_closed and parked_reader is not None:
             parked_reader.set()
+
+    async def _write_frame(self, data: bytes) -> None:
+        """Write a frame; what the receiving task answers is written by a task of its own.
+
+        If both sides' receiving tasks waited for room to write, neither would read.
+        """
+        _, _, flags, _, _ = struct.unpack_from(yamux.YAMUX_HEADER_FORMAT, data)
+        if self._nursery is None or not flags & yamux.FLAG_ACK:
+            await super()._write_frame(data)
+            return
+        if self._answers_count >= ANSWERS_MAX:
+            raise RawConnError("the peer asks faster than it reads")
+        self._answers_count += 1
+        self._nursery.start_soon(self._write_answer, data)
+
+    async def _write_answer(self, data: bytes) -> None:
+        try:
+            await super()._write_frame(data)
+        except IO_ERRORS:
+            LOG.debug("could not answer %s", self.peer_id, exc_info=True)
+        finally:
+            self._answers_count -= 1
 
     async def _measure_rtt_loop(self) -> None:
         await self.event_shutting_down.wait()

@@ -5,6 +5,7 @@ import socket
 import libp2p.kad_dht.common
 import pytest
 import trio
+from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
@@ -181,6 +182,38 @@ async def test_reads_send_a_window_update_only_when_half_was_consumed() -> None:
         await wait_until(lambda: len(keeper.received) == 150_000)
         await trio.testing.wait_all_tasks_blocked()
         assert muxed.recv_window > DEFAULT_WINDOW_SIZE - 30_000
+
+
+async def test_peer_that_ignores_its_window_loses_its_stream_only() -> None:
+    async with open_node(new_config(listen=LISTEN)) as server, open_node(new_config()) as client:
+        held = trio.Event()
+
+        async def hold(_stream: INetStream) -> None:
+            await held.wait()
+
+        server.serve_links(PROTOCOL, Echo)
+        server._host.set_stream_handler(TProtocol("/sparewatt/held/1"), hold)
+        greedy = await client._dialer.open_stream(target_of(server), "/sparewatt/held/1")
+        greedy.muxed_stream.send_window = 1 << 30
+        for _ in range(64):
+            await greedy.write(bytes(60_000))
+        assert await echo_works(client, target_of(server))
+        (connection,) = swarm(server).get_connections()
+        buffers = connection.muxed_conn.stream_buffers.values()
+        assert sum(map(len, buffers)) <= patches.BUFFER_BYTES_MAX
+        held.set()
+
+
+async def test_peers_that_fill_both_directions_at_once_do_not_wait_for_each_other() -> None:
+    async with open_node(new_config(listen=LISTEN, ping_every_s=0.05)) as server:
+        server.serve_links(PROTOCOL, Echo)
+        async with open_node(new_config(ping_every_s=0.05)) as client:
+            keepers = [await open_keeper(client, target_of(server)) for _ in range(40)]
+            for keeper in keepers:
+                keeper.send(bytes(1_000_000))
+            for keeper in keepers:
+                await wait_until(lambda k=keeper: len(k.received) == 1_000_000 or bool(k.lost))
+            assert not any(keeper.lost for keeper in keepers)
 
 
 def yamux_stream_of(link: object) -> YamuxStream:
