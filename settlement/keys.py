@@ -90,7 +90,7 @@ def load_network(data_dir: Path) -> NetworkKeys:
     except FileNotFoundError as error:
         raise DataDirectoryError(
             f"{data_dir} is not a data directory of settlement; "
-            "start one with: sparewatt settlement serve --data DIR"
+            "make one with: sparewatt settlement init --data DIR --network-id ID --url URL"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
         raise DataDirectoryError(f"{path} cannot be read: {error}") from error

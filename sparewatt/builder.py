@@ -4,7 +4,9 @@ Everything that the processes must know of each other (keys, ports, the network 
 codes) is made before the first of them starts, so that all can start at once.
 """
 
+import contextlib
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +16,8 @@ from p2p.network import NetworkInfo
 from p2p.paths import make_private_directory, write_private
 from p2p.types import ModelId, NetworkId, PublicKey
 from sparewatt import network_dir
-from sparewatt.catalogue import demo_model
+from sparewatt.clients import AskError, JsonApi, objects, text
+from sparewatt.engines import offered_models
 from sparewatt.network_dir import (
     GATEWAY,
     JOIN_NAME,
@@ -40,6 +43,8 @@ from sparewatt.processes import ProcessRecord, Started, spawn, stop, wait_ready
 
 CREDIT_MICROS = 10_000_000
 READY_SECONDS_MAX = 120.0
+FOUND_SECONDS_MAX = 30.0
+FOUND_POLL_SECONDS = 0.2
 GATEWAY_STOP_SECONDS = 2.0
 HOST_STOP_SECONDS = 6.0
 REST_STOP_SECONDS = 1.5
@@ -121,6 +126,7 @@ class LocalNetwork:
             state = replace(state, hosts=(*state.hosts, entry))
             network_dir.write_json(self.data_dir / LAYOUT_NAME, layout)
             network_dir.write_json(self.data_dir / NETWORK_NAME, state)
+            self._wait_found(state, [entry.peer_id])
             return entry
 
     def down(self) -> tuple[str, ...]:
@@ -164,6 +170,7 @@ class LocalNetwork:
         ready = self._wait(started)
         state = self._state(layout, ready, multiaddrs)
         network_dir.write_json(self.data_dir / NETWORK_NAME, state)
+        self._wait_found(state, [host.peer_id for host in state.hosts])
         return state
 
     def _prepare(self, layout: Layout, port_of: Mapping[str, int]) -> dict[str, str]:
@@ -184,7 +191,7 @@ class LocalNetwork:
             root_key=root_key,
             settlement_url=f"http://{LOOPBACK}:{port_of[SETTLEMENT]}",
             bootstrap=tuple(multiaddrs.values()),
-            models=(ModelId(demo_model().model_id),),
+            models=tuple(ModelId(name) for name in _models(layout.hosts)),
         )
         write_private(self.data_dir / JOIN_NAME, info.to_json())
         return multiaddrs
@@ -264,6 +271,21 @@ class LocalNetwork:
             (self.data_dir / each.record.name / CODE_NAME).unlink(missing_ok=True)
         return ready
 
+    def _wait_found(self, state: NetworkState, peer_ids: Sequence[str]) -> None:
+        """Wait until the gateway is connected to hosts, so that the first request finds them.
+
+        It is no error if that takes long: the gateway goes on looking.
+        """
+        gateway = JsonApi("the gateway", state.gateway.url, state.gateway.api_key)
+        deadline = time.monotonic() + FOUND_SECONDS_MAX
+        missing = set(peer_ids)
+        while missing and time.monotonic() < deadline:
+            self.say(f"waiting for the gateway to find {len(missing)} of {len(peer_ids)} hosts")
+            time.sleep(FOUND_POLL_SECONDS)
+            with contextlib.suppress(AskError):
+                known = objects(gateway.get("/v1/hosts"), "data")
+                missing -= {text(host, "peer_id") for host in known if _is_linked(host)}
+
     def _stop(self, layout: Layout | None) -> tuple[str, ...]:
         """End the gateway, then the hosts while settlement still answers them, then the rest."""
         records = layout.processes if layout else ()
@@ -302,6 +324,16 @@ class LocalNetwork:
 def records_by_name(layout: Layout) -> dict[str, ProcessRecord]:
     """Return a network's processes by their names."""
     return {record.name: record for record in layout.processes}
+
+
+def _models(hosts: Sequence[HostPlan]) -> tuple[str, ...]:
+    """Return what the hosts will offer, each once: what the gateway looks for from the start."""
+    names = [name for plan in hosts for name in offered_models(plan.engine, model_id=plan.model_id)]
+    return tuple(dict.fromkeys(names))
+
+
+def _is_linked(host: Mapping[str, object]) -> bool:
+    return text(host, "state") == "linked"
 
 
 def _host_entry(plan: HostPlan, ready: Mapping[str, object]) -> HostEntry:

@@ -66,5 +66,36 @@ def choose_engine(
     return EngineChoice(spec, known.licence, known.quantization)
 
 
+def offered_models(engine: Engine, *, model_id: str | None) -> tuple[str, ...]:
+    """Return the ids of the models that a host with this engine will offer.
+
+    Returns:
+        Empty if the engine is a server that does not say now.
+    """
+    from peer.host.config import FAKE_MODEL_ID
+
+    if model_id:
+        return (model_id,)
+    if engine.kind == "openai":
+        return _listed_models(engine.value)
+    if engine.kind == "fake":
+        return (FAKE_MODEL_ID,)
+    if engine.kind == "demo":
+        return (demo_model().model_id,)
+    path = Path(engine.value)
+    known = _known_by_name(path)
+    return (known.model_id if known else path.stem,)
+
+
+def _listed_models(url: str) -> tuple[str, ...]:
+    from sparewatt.clients import AskError, JsonApi, objects
+
+    try:
+        listed = objects(JsonApi("the engine", url).get("/models"), "data")
+    except AskError:
+        return ()
+    return tuple(str(entry["id"]) for entry in listed if "id" in entry)
+
+
 def _known_by_name(path: Path) -> CatalogueModel | None:
     return next((model for model in read_catalogue() if model.file.name == path.name), None)

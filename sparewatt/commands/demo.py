@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import psutil
 from rich.console import Console
 
 from sparewatt.commands.common import example
@@ -103,7 +104,7 @@ def _run(console: Console, data_dir: Path, wishes: Wishes) -> bool:
 def _play(console: Console, data_dir: Path, wishes: Wishes) -> bool:
     from sparewatt.catalogue import checked_model_file, demo_model
     from sparewatt.demo import story
-    from sparewatt.demo.report import is_right, write_report
+    from sparewatt.demo.report import Played, is_right, write_report
     from sparewatt.demo.run import open_demo
 
     model = demo_model()
@@ -116,19 +117,21 @@ def _play(console: Console, data_dir: Path, wishes: Wishes) -> bool:
     hosts = _find(console, demo, model.model_id)
     story.tell_hosts(console, hosts)
     rounds: list[Round] = []
+    heard = FirstToken(console)
     try:
-        _ask_all(console, demo, hosts, wishes.question, rounds)
+        _ask_all(demo, hosts, wishes.question, heard, rounds)
     finally:
         if wishes.report:
-            write_report(wishes.report, model.model_id, hosts, rounds)
+            write_report(wishes.report, Played(model.model_id, heard.after_s, hosts, tuple(rounds)))
     ok = is_right(hosts, rounds)
     story.tell_verdict(console, ok=ok)
-    if not wishes.once:
-        story.tell_end(console, state, str(data_dir), model.model_id)
     if wishes.picture:
         console.save_svg(str(wishes.picture), title="make demo")
     if not wishes.once:
-        _stay()
+        with contextlib.suppress(KeyboardInterrupt):
+            story.tell_end(console, state, str(data_dir), model.model_id)
+            while True:
+                signal.pause()
     return ok
 
 
@@ -157,25 +160,45 @@ def _find(console: Console, demo: "Demo", model_id: str) -> "tuple[FoundHost, ..
         return demo.find_hosts(model_id, say)
 
 
+class FirstToken:
+    """Shows an answer as it arrives, and notes when the first piece of the first one did.
+
+    Attributes:
+        after_s: Seconds from the start of this command to that piece; None before it.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.after_s: float | None = None
+
+    def hear(self, piece: str) -> None:
+        """Take a piece of an answer."""
+        from sparewatt.demo import story
+
+        if self.after_s is None:
+            self.after_s = time.time() - psutil.Process().create_time()
+        story.tell_piece(self.console, piece)
+
+
 def _ask_all(
-    console: Console,
     demo: "Demo",
     hosts: "tuple[FoundHost, ...]",
     question: str,
+    heard: FirstToken,
     rounds: "list[Round]",
 ) -> None:
     """Ask of the gateway's choice, then of each host that has not answered yet."""
-    rounds.append(_ask(console, demo, hosts, question, None))
+    rounds.append(_ask(demo, hosts, question, heard, None))
     for host in hosts:
         if host.peer_id not in {each.host.peer_id for each in rounds}:
-            rounds.append(_ask(console, demo, hosts, question, host))
+            rounds.append(_ask(demo, hosts, question, heard, host))
 
 
 def _ask(
-    console: Console,
     demo: "Demo",
     hosts: "tuple[FoundHost, ...]",
     question: str,
+    heard: FirstToken,
     only: "FoundHost | None",
 ) -> "Round":
     from sparewatt.catalogue import demo_model
@@ -184,16 +207,10 @@ def _ask(
 
     asked = Question(demo_model().model_id, question, only.peer_id if only else "")
     title = f"The same of {only.name}" if only else "A question, through the OpenAI SDK"
-    story.tell_question(console, question, title)
-    played = demo.play(asked, hosts, lambda piece: story.tell_piece(console, piece))
-    story.tell_round(console, played)
+    story.tell_question(heard.console, question, title)
+    played = demo.play(asked, hosts, heard.hear)
+    story.tell_round(heard.console, played)
     return played
-
-
-def _stay() -> None:
-    with contextlib.suppress(KeyboardInterrupt):
-        while True:
-            signal.pause()
 
 
 def _end(console: Console, halt: Callable[[], tuple[str, ...]]) -> None:

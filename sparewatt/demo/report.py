@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sparewatt.demo.run import FoundHost, Round
@@ -10,20 +11,34 @@ from sparewatt.problems import Problem
 VERSION = 1
 
 
-def write_report(
-    path: Path, model: str, hosts: Sequence[FoundHost], rounds: Sequence[Round]
-) -> None:
-    """Write the report of finished rounds; the first round's fields stand at the top.
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What a run of the demo came to.
+
+    Attributes:
+        first_token_s: From the start of the command to the first piece of the first answer.
+    """
+
+    model: str
+    first_token_s: float | None
+    hosts: tuple[FoundHost, ...]
+    rounds: tuple[Round, ...]
+
+
+def write_report(path: Path, played: Played) -> None:
+    """Write the report of a run; the first round's fields stand at the top.
 
     Raises:
         Problem: If the file can't be written.
     """
+    hosts, rounds = played.hosts, played.rounds
     first = _round(rounds[0]) if rounds else {}
     report = {
         "version": VERSION,
         **first,
         "ok": is_right(hosts, rounds),
-        "model": model,
+        "model": played.model,
+        "first_token_s": played.first_token_s,
         "hosts_found": len(hosts),
         "hosts": [_host(host) for host in hosts],
         "rounds": [_round(each) for each in rounds],
