@@ -45,12 +45,14 @@ class Account:
         waiting: Receipts in no batch yet, by allowance, in chain order.
         posted: What settlement has posted, by allowance.
         used_at_ns: When a voucher or a receipt last came, wall clock.
+        writing_count: Vouchers that came and are not on disk yet.
     """
 
     customer: Customer
     waiting: dict[AllowanceId, list[tuple[Receipt, bytes]]] = field(default_factory=dict)
     posted: dict[AllowanceId, int] = field(default_factory=dict)
     used_at_ns: int = 0
+    writing_count: int = 0
 
 
 class Books:
@@ -206,8 +208,10 @@ class Books:
         now_ns = self.clock()
         day = now_ns // limits.DAY_NS
         account.used_at_ns = now_ns
+        account.writing_count += 1
 
         def written() -> None:
+            account.writing_count -= 1
             allowance_id = voucher.value.allowance_id
             if self._by_allowance.get(allowance_id) is not account:
                 return  # closed while the disk was busy; settlement has the last word on it

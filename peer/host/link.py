@@ -273,6 +273,10 @@ class HostLink:
         held, self._held = self._held, {}
         if not held:
             return
+        if self.account is not None and self.account.writing_count:
+            for request in held:  # it paid; it is our disk that is slow
+                self.held_for_money(request)
+            return
         if self.account is not None:
             self.account.customer.default()
         _LOG.warning("a gateway did not pay in time; %d of its requests end", len(held))

@@ -283,8 +283,6 @@ class HostServer:
         queued_before = self.queue.wait(request)
         is_first = not queued_before and self.queue.free and self._may_run(request)
         request.accepted(slots_free=self.queue.free, queued_before=0 if is_first else queued_before)
-        if not request.may_start():
-            request.owner.held_for_money(request)
         self.pump()
 
     # -- slots ---------------------------------------------------------------------------------
@@ -298,7 +296,10 @@ class HostServer:
 
     def _may_run(self, request: ServedRequest) -> bool:
         """Return whether the money allows it, and a stranger has a slot of its own left."""
-        if self.engine.state is not EngineState.READY or not request.may_start():
+        if self.engine.state is not EngineState.READY:
+            return False
+        if not request.may_start():
+            request.owner.held_for_money(request)
             return False
         customer = request.origin.account.customer
         if not customer.is_stranger:

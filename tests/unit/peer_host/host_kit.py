@@ -1,14 +1,17 @@
 """A gateway and a settlement for tests of the host: small, honest unless told otherwise."""
 
 import base64
+import contextlib
 import email.utils
 import hashlib
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 import httpx
 import trio
@@ -35,16 +38,17 @@ from p2p.receipts.messages import (
     WalletProof,
 )
 from p2p.receipts.wallet import HostAccount
+from p2p.records import CapabilityRecord, record_key
 from p2p.session import Role, Session, events
 from p2p.session.events import ErrorInfo, OutgoingRequest
 from p2p.signing import SecretKey, Signed, seal, sealed, unseal
 from p2p.testing import MemoryNetwork, MemoryNode
-from p2p.types import NO_ALLOWANCE, AllowanceId, NetworkId, PeerId, QuoteId, RequestId
+from p2p.types import NO_ALLOWANCE, AllowanceId, NetworkId, PeerId, PublicKey, QuoteId, RequestId
 from peer.host.config import EngineTimeouts, FakeSpec, HostConfig, Prices, Ready
 from peer.host.engines.fake import FakeEngine
-from peer.host.journal import run_inline
 from peer.host.main import HostTools, run_host
 
+ResultT = TypeVar("ResultT")
 NETWORK_ID = NetworkId("test")
 MODEL = "sparewatt/fake"
 PRICES = Prices(
@@ -75,6 +79,7 @@ class FakeSettlement(httpx.AsyncBaseTransport):
     vouchers: list[Signed[Voucher]] = field(default_factory=list)
     items: list[dict[str, object]] = field(default_factory=list)
     closes: list[bytes] = field(default_factory=list)
+    keys: tuple[PublicKey, ...] = (SETTLEMENT.public,)
     enrolments: int = 0
     calls: int = 0
 
@@ -96,7 +101,7 @@ class FakeSettlement(httpx.AsyncBaseTransport):
             sequence=1,
             issued_at_ns=now_ns,
             expires_at_ns=now_ns + limits.DAY_NS,
-            keys=(SETTLEMENT.public,),
+            keys=self.keys,
         )
         envelope = base64.b64encode(seal(ROOT, KEY_LIST, keys)).decode()
         return {"network_id": NETWORK_ID, "key_list": envelope, "fee_bps": 500}
@@ -260,6 +265,7 @@ class TestGateway:
         max_micros: int = 1_000_000,
         version: int = 1,
         signer: SecretKey = SETTLEMENT,
+        shown: bool = True,
     ) -> AllowanceId:
         now_ns = self.network.wall_clock()
         allowance_id = AllowanceId(hashlib.sha256(name.encode()).digest()[:16])
@@ -279,7 +285,8 @@ class TestGateway:
         signed = sealed(signer, ALLOWANCE, value)
         self.account.add_allowance(signed)
         self.allowance_envelope = signed.envelope
-        self.show(signed.envelope)
+        if shown:
+            self.show(signed.envelope)
         return allowance_id
 
     def show(self, envelope: bytes) -> None:
@@ -399,6 +406,37 @@ class TestGateway:
         return int(trio.current_time() * limits.SECOND_NS)
 
 
+class Disk:
+    """Runs the journal's work here, unless the disk is slow or full."""
+
+    def __init__(self) -> None:
+        self._open = trio.Event()
+        self._open.set()
+        self._is_broken = False
+
+    async def __call__(self, work: Callable[[], ResultT], /) -> ResultT:
+        await self._open.wait()
+        await trio.lowlevel.checkpoint()
+        if self._is_broken:
+            raise sqlite3.OperationalError("database or disk is full")
+        return work()
+
+    def close(self) -> None:
+        self._open = trio.Event()
+
+    def open(self) -> None:
+        self._is_broken = False
+        self._open.set()
+
+    def fail(self) -> None:
+        self._is_broken = True
+
+    def best_on_disk(self, tmp_path: Path) -> int:
+        with contextlib.closing(sqlite3.connect(tmp_path / "host" / "journal.sqlite")) as journal:
+            (cum_micros,) = journal.execute("SELECT max(cum_micros) FROM vouchers").fetchone()
+        return cum_micros
+
+
 @dataclass
 class World:
     """One host in a network in memory, its settlement, and its only gateway."""
@@ -411,6 +449,7 @@ class World:
     node: MemoryNode | None = None
     gateway: TestGateway | None = None
     ready: Ready | None = None
+    disk: Disk = field(default_factory=Disk)
     host_scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     host_over: trio.Event = field(default_factory=trio.Event)
 
@@ -422,7 +461,7 @@ class World:
             is_ready.set()
 
         tools = HostTools(
-            run_work=run_inline,
+            run_work=self.disk,
             rng=Random(3),
             settlement_transport=self.settlement,
             engine=self.engine,
@@ -445,6 +484,10 @@ class World:
 
         self.nursery.start_soon(run)
         await is_ready.wait()
+
+    def record(self) -> CapabilityRecord:
+        peer_id = PeerId(self.ready.peer_id)
+        return self.network.directory_store.records[record_key(peer_id)].value
 
     async def stop_host(self) -> None:
         self.host_scope.cancel()
@@ -472,6 +515,7 @@ async def open_world(
     queue_max: int = 16,
     connect: bool = True,
     enrol_code: str | None = None,
+    deadline_s: float = 300.0,
 ) -> AsyncIterator[World]:
     network = MemoryNetwork(Random(1), latency_s=0.005, network_id=NETWORK_ID)
     spec = spec or FakeSpec()
@@ -487,12 +531,14 @@ async def open_world(
         enrol_code=enrol_code,
         timeouts=EngineTimeouts(head_s=30, token_s=20),
     )
-    async with trio.open_nursery() as nursery, network.open_node(GATEWAY) as node:
-        settlement = FakeSettlement(network.wall_clock)
-        world = World(network, settlement, FakeEngine(spec, idle_s=20), config, nursery, node)
-        await world.start_host()
-        if connect:
-            world.gateway = await world.connect()
-        yield world
-        await world.stop_host()
-        nursery.cancel_scope.cancel()
+    with trio.fail_after(deadline_s):
+        async with trio.open_nursery() as nursery, network.open_node(GATEWAY) as node:
+            settlement = FakeSettlement(network.wall_clock)
+            engine = FakeEngine(spec, idle_s=20)
+            world = World(network, settlement, engine, config, nursery, node)
+            await world.start_host()
+            if connect:
+                world.gateway = await world.connect()
+            yield world
+            await world.stop_host()
+            nursery.cancel_scope.cancel()

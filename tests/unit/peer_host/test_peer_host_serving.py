@@ -105,7 +105,7 @@ async def test_request_with_unknown_quote_is_refused(autojump_clock, tmp_path) -
 async def test_request_with_old_quote_is_refused_and_a_new_one_is_to_be_had(
     autojump_clock, tmp_path
 ) -> None:
-    async with open_world(tmp_path) as world:
+    async with open_world(tmp_path, deadline_s=2000) as world:
         gateway = world.gateway
         allowance_id = gateway.allow()
         await trio.sleep((limits.QUOTE_TTL_NS + limits.CLOCK_SKEW_NS_MAX) / 1e9 + 1)
