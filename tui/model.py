@@ -298,6 +298,11 @@ def format_rate(rate: float | None) -> str:
     return f"{rate:.1f}" if rate < 100 else f"{rate:,.0f}"
 
 
+def clean(text: str) -> str:
+    """Return the text without control characters, which could take over a terminal."""
+    return "".join(character if character.isprintable() else "\N{MIDDLE DOT}" for character in text)
+
+
 def shorten_id(text: str) -> str:
     """Return head and tail of a long id."""
     if len(text) <= _SHORT_ID_HEAD_COUNT + _SHORT_ID_TAIL_COUNT + 1:

@@ -49,7 +49,7 @@ It earns nothing until you press r.
 class HostScreen(Screen[None]):
     """A host at a glance."""
 
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 - Textual's shape
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (116, "-wide")]  # noqa: RUF012 - Textual's shape
 
     def __init__(self, zone: tzinfo | None) -> None:
         super().__init__()
@@ -79,7 +79,9 @@ class HostScreen(Screen[None]):
         self._show_down(Down("Connecting …", "", ""))
 
     def apply(self, update: Update) -> None:
-        """Show what is new."""
+        """Show what is new; nothing while the app closes and its parts are gone."""
+        if not self.query("#down"):
+            return
         if isinstance(update, HostStatus):
             self._show_status(update)
         elif isinstance(update, LogEntry):

@@ -9,6 +9,7 @@ Ships with the package, so that the screen can be tried without a GPU:
 import asyncio
 import contextlib
 import itertools
+import re
 import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC
@@ -36,8 +37,9 @@ from tui.model import (
 )
 
 SUBSCRIBER_EVENTS_MAX = 1000
-PICTURE_STATUSES_COUNT = 45
-PICTURE_CELLS_COUNT = (112, 30)
+PICTURE_STATUSES_COUNT = 60
+PICTURE_CELLS_COUNT = (120, 28)
+PICTURE_FONTS = "Fira Code, DejaVu Sans Mono, Menlo, Consolas, monospace"
 _COMMAND_STATES = {
     "pause": HostState.PAUSED,
     "resume": HostState.SERVING,
@@ -116,9 +118,7 @@ LOG = (
     LogEntry(3, "2026-03-01T11:20:07Z", "warning", "a customer hung up; request 41ce stopped"),
     LogEntry(4, "2026-03-01T12:01:12Z", "info", "settled 6 vouchers, $0.002115"),
     LogEntry(5, "2026-03-01T12:03:00Z", "info", "announced record 41"),
-    LogEntry(
-        6, "2026-03-01T12:03:48Z", "error", "[b]engine[/b] closed request 77ab early; refunded"
-    ),
+    LogEntry(6, "2026-03-01T12:03:48Z", "error", "engine closed request 77ab early; not charged"),
 )
 
 
@@ -261,7 +261,9 @@ def living(status: HostStatus) -> Iterator[HostStatus]:
                 state="running",
                 age_ms=request.age_ms + 1000 * second,
                 completion_tokens=(request.completion_tokens or 0) + 31 * second,
-                tokens_per_s=26.0 + (second * 5 + (request.prompt_tokens or 0)) % 11 + second / 9,
+                tokens_per_s=22.0
+                + (second * second + second // 3) % 13
+                + (request.prompt_tokens or 0) / 300,
                 cost_micros=request.cost_micros + second,
             )
             for request in status.requests[:3]
@@ -291,7 +293,9 @@ async def _draw() -> str:
     app = HostApp(FixedSource(*lives, *LOG), zone=UTC)
     async with app.run_test(size=PICTURE_CELLS_COUNT) as pilot:
         await pilot.pause()
-        return app.export_screenshot(title="sparewatt tui")
+        picture = app.export_screenshot(title="sparewatt tui")
+    without_web_fonts = re.sub(r"@font-face\s*{[^}]*}", "", picture)
+    return without_web_fonts.replace("Fira Code, monospace", PICTURE_FONTS)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from tui.model import (
     Request,
     Severity,
     Slots,
+    clean,
     format_age,
     format_clock,
     format_count,
@@ -74,6 +75,11 @@ CELL_PADDING_COUNT = 2  # one column on each side
 DIGITS_CHARACTERS_MAX = 10  # three columns each; a longer amount is written small
 
 
+def safe(text: str) -> str:
+    """Return text from outside so that it can stand in markup, as it is."""
+    return escape(clean(text))
+
+
 class TitleBar(Horizontal):
     """Who this is, for how long, and in which state."""
 
@@ -89,9 +95,11 @@ class TitleBar(Horizontal):
             left.update(Text.from_markup("[b #f5b83d]⚡ Sparewatt[/]"))
             right.update(Text.from_markup(f"[{ERROR_COLOR}]● no connection[/]"))
             return
-        network = f"  [{DIM_COLOR}]on[/] {escape(status.network_id)}" if status.network_id else ""
+        network = f"  [{DIM_COLOR}]on[/] {safe(status.network_id)}" if status.network_id else ""
         left.update(
-            Text.from_markup(f"[b #f5b83d]⚡ Sparewatt[/]  {shorten_id(status.peer_id)}{network}")
+            Text.from_markup(
+                f"[b #f5b83d]⚡ Sparewatt[/]  {safe(shorten_id(status.peer_id))}{network}"
+            )
         )
         color = STATE_COLORS[status.state]
         up = f"[{DIM_COLOR}]up[/] {format_duration(status.uptime_s)}"
@@ -114,7 +122,7 @@ class NoticeBar(Static):
             Severity.WARNING: ("▲", WARNING_COLOR),
             Severity.HINT: ("•", "#6cb6ff"),
         }[notice.severity]
-        return Text(f"{mark} {notice.text}", style=color)
+        return Text(f"{mark} {clean(notice.text)}", style=color)
 
 
 class EnginePanel(Static):
@@ -126,7 +134,7 @@ class EnginePanel(Static):
         engine = status.engine
         color = ENGINE_COLORS.get(engine.state, ERROR_COLOR)
         lines = [self._model(status), *self._prices(status)]
-        lines.append(f"[{color}]● {escape(engine.state)}[/] {escape(engine.kind)}")
+        lines.append(f"[{color}]● {safe(engine.state)}[/] {safe(engine.kind)}")
         pid = f"[{DIM_COLOR}]pid[/] {engine.pid}" if engine.pid is not None else ""
         restarts = f"[{WARNING_COLOR}]restarts {engine.restarts}[/]" if engine.restarts else ""
         lines.append(" · ".join(part for part in (pid, restarts) if part))
@@ -139,7 +147,7 @@ class EnginePanel(Static):
         more = f" [{DIM_COLOR}]+{len(status.offers) - 1}[/]" if len(status.offers) > 1 else ""
         if not name:
             return f"[{DIM_COLOR}]no model yet[/]"
-        return f"[b]{escape(shorten_model(name, MODEL_COLUMNS_MAX))}[/]{more}"
+        return f"[b]{safe(shorten_model(name, MODEL_COLUMNS_MAX))}[/]{more}"
 
     @staticmethod
     def _prices(status: HostStatus) -> list[str]:
@@ -243,7 +251,7 @@ class NetworkPanel(Static):
         more = f" [{DIM_COLOR}]+{len(status.addresses) - 1}[/]" if status.addresses[1:] else ""
         lines = [
             self._announced(status, zone),
-            *(escape(shorten_address(address)) + more for address in status.addresses[:1]),
+            *(safe(shorten_address(address)) + more for address in status.addresses[:1]),
             f"[{DIM_COLOR}]requests[/] {counters.requests_total:>10,}",
             f"[{DIM_COLOR}]tokens  [/] {counters.tokens_out_total:>10,}",
             f"[{DIM_COLOR}]refused [/] {counters.refused_total:>10,}",
@@ -316,9 +324,9 @@ class RequestsPanel(Vertical):
             format_dollars(request.cost_micros),
         )
         return [
-            Text(request.request_id[:REQUEST_ID_CHARACTERS_MAX], style=DIM_COLOR),
-            Text(shorten_model(request.model_id, self._model_width)),
-            Text(request.state, style=color),
+            Text(clean(request.request_id)[:REQUEST_ID_CHARACTERS_MAX], style=DIM_COLOR),
+            Text(shorten_model(clean(request.model_id), self._model_width)),
+            Text(clean(request.state), style=color),
             *(Text(number, justify="right") for number in numbers),
         ]
 
@@ -336,9 +344,10 @@ class LogPanel(RichLog):
         level = entry.level.lower()
         line = Text(format_clock(entry.time, self._zone), style=DIM_COLOR)
         line.append(
-            f" {LEVEL_LABELS.get(level, level)[:5]:<5} ", style=LEVEL_COLORS.get(level, DIM_COLOR)
+            f" {clean(LEVEL_LABELS.get(level, level)[:5]):<5} ",
+            style=LEVEL_COLORS.get(level, DIM_COLOR),
         )
-        line.append(entry.message, style=LEVEL_COLORS.get(level, "none"))
+        line.append(clean(entry.message), style=LEVEL_COLORS.get(level, "none"))
         self.write(line)
 
 
@@ -350,7 +359,7 @@ class DownPanel(Static):
         self.border_title = "No connection"
         text = Text()
         text.append(f"{down.title}\n\n", style=f"bold {ERROR_COLOR}")
-        text.append(f"{down.reason}\n\n", style=DIM_COLOR)
+        text.append(f"{clean(down.reason)}\n\n", style=DIM_COLOR)
         text.append(f"{down.next_step}\n\n")
         text.append("This screen comes back by itself.  q quits.", style=DIM_COLOR)
         self.update(text)
