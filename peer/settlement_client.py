@@ -7,11 +7,12 @@ answer.
 
 import base64
 import binascii
+import contextlib
 import email.utils
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeVar, cast
 
 import httpx
 import msgspec
@@ -278,8 +279,11 @@ class SettlementClient:
         signed: bool = True,
     ) -> ReplyT:
         content = b"" if body is None else msgspec.json.encode(body)
-        headers = {"content-type": "application/json"} if content else {}
+        headers = {"accept-encoding": "identity"}  # nothing that grows when it is unpacked
+        if content:
+            headers["content-type"] = "application/json"
         request = self._http.build_request(method, path, content=content, headers=headers)
+        request.stream = _Body(content)
         if signed:
             request.headers["authorization"] = self._proof(request, content)
         sent_at_ns = self._clock()
@@ -289,7 +293,7 @@ class SettlementClient:
                 data = await _read(response)
             finally:
                 await response.aclose()
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
             raise SettlementUnreachableError(
                 f"settlement at {self._http.base_url} gave no answer: {error!r}"
             ) from error
@@ -350,12 +354,36 @@ def _refusal(status: int, data: bytes) -> SettlementError:
     return SettlementRefusedError(status, body.code or "", body.message)
 
 
+class _Body(httpx.AsyncByteStream):
+    """A request's body in one piece.
+
+    httpx's own is an async generator, which it leaves to the garbage collector when the
+    connection breaks; trio complains of that.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._pieces = [content]
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._pieces:
+            raise StopAsyncIteration
+        return self._pieces.pop()
+
+
 async def _read(response: httpx.Response) -> bytes:
+    said = response.headers.get("content-length", "")
+    if said.isdecimal() and int(said[:20]) > RESPONSE_BYTES_MAX:
+        raise SettlementUnreachableError("settlement's answer is too long")
     data = bytearray()
-    async for part in response.aiter_bytes():
-        data += part
-        if len(data) > RESPONSE_BYTES_MAX:
-            raise SettlementUnreachableError("settlement's answer is too long")
+    parts = cast(AsyncGenerator[bytes, None], response.aiter_raw())
+    async with contextlib.aclosing(parts):
+        async for part in parts:
+            data += part
+            if len(data) > RESPONSE_BYTES_MAX:
+                raise SettlementUnreachableError("settlement's answer is too long")
     return bytes(data)
 
 

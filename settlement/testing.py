@@ -26,12 +26,14 @@ class RunningSettlement:
 
     Attributes:
         root_key: For the network file.
+        clock: The one that it runs by.
     """
 
     url: str
     data_dir: Path
     network_id: NetworkId
     root_key: PublicKey
+    clock: WallClock = system_clock
 
     @property
     def operator_token(self) -> str:
@@ -40,14 +42,14 @@ class RunningSettlement:
 
     def add_account(self, name: str, *, micros: int = 0) -> tuple[str, str]:
         """Make an account with some credit; return its id and token."""
-        account_id, token = admin.add_account(self.data_dir, name)
+        account_id, token = admin.add_account(self.data_dir, name, clock=self.clock)
         if micros:
             admin.credit(self.data_dir, account_id, micros, credit_id=f"first-{account_id}")
         return account_id, token
 
     def code(self, account_id: str, role: str) -> str:
         """Return a one-time enrolment code."""
-        return admin.enrolment_code(self.data_dir, account_id, role)
+        return admin.enrolment_code(self.data_dir, account_id, role, clock=self.clock)
 
 
 @contextlib.contextmanager
@@ -76,7 +78,7 @@ def running_settlement(
         raise first
     try:
         keys = load_network(data_dir)
-        yield RunningSettlement(first.url, data_dir, network_id, keys.root_key)
+        yield RunningSettlement(first.url, data_dir, network_id, keys.root_key, clock)
     finally:
         first.stop()
         thread.join(STOP_WAIT_S)

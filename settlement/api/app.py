@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from p2p.clock import WallClock
 from settlement.api import routes_nodes, routes_people
 from settlement.api.limits import BoundedRequests
-from settlement.api.problems import install_problem_handlers
+from settlement.api.problems import document_errors, install_problem_handlers
 from settlement.service import Service
 
 OpenService = Callable[[], AbstractAsyncContextManager[Service]]
@@ -40,4 +40,5 @@ def create_app(open_service: OpenService, clock: WallClock) -> FastAPI:
     app.include_router(routes_people.router)
     install_problem_handlers(app)
     app.add_middleware(BoundedRequests, clock=clock)
+    document_errors(app)
     return app
