@@ -42,6 +42,7 @@ class _Search:
     wanted: bool
     wait_s: float = SEARCH_S_MIN
     next_s: float = 0.0
+    ended_s: float = -SEARCH_S_MIN
     running: bool = False
     rounds_count: int = 0
 
@@ -74,7 +75,13 @@ class Discovery:
     def look_up(self, model: str) -> bool:
         """Look for a model that a client asked for; return whether an answer may still come."""
         search = self._search(model, wanted=False)
-        return search is not None and (search.running or search.rounds_count == 0)
+        if search is None:
+            return False
+        if search.wanted and not search.running:
+            # Somebody waits for it now: look again, if the last time was not just before.
+            search.next_s = min(search.next_s, search.ended_s + SEARCH_S_MIN)
+            self._wake.set()
+        return search.wanted or search.running or search.rounds_count == 0
 
     def is_looked_for(self, model: str) -> bool:
         """Return whether anybody asked for a model yet."""
@@ -143,6 +150,7 @@ class Discovery:
         finally:
             search.running = False
             search.rounds_count += 1
+            search.ended_s = trio.current_time()
             self._schedule(search)
             self.table.changed()
             self._wake.set()

@@ -204,7 +204,7 @@ class Running:
             for model, each in zip(self._call.request.models, decisions, strict=True)
             if not each.excluded and not each.ranked
         ]
-        may_come = bool(pending) or any(searching)
+        may_come = bool(pending) or any(searching) or dispatcher.table.is_learning
         if may_come and dispatcher.now() < self.wait_until_ns and dispatcher.wait(self):
             return
         self.give_up(self._no_host_error(decisions[0]))

@@ -104,6 +104,11 @@ class HostTable:
         if self._hosts.get(host.peer_id) is host:
             del self._hosts[host.peer_id]
 
+    @property
+    def is_learning(self) -> bool:
+        """Whether a host was found whose record has yet to come."""
+        return any(host.connecting and host.record is None for host in self._hosts.values())
+
     # -- what is on offer ------------------------------------------------------------------------
 
     def models(self) -> dict[str, list[tuple[Host, Offer]]]:
