@@ -197,10 +197,10 @@ def order(
         return _issue(asked, funds=funds, terms=terms, now_ns=now_ns)
     if not _is_same_allowance(asked, state):
         return OrderOutcome.CONFLICT, None
+    if state.closed or now_ns >= state.expires_at_ns:
+        return OrderOutcome.ENDED, None  # also for a repeat: what is closed pays nothing any more
     if not _asks_more(asked, state, now_ns):
         return OrderOutcome.UNCHANGED, Change(state)
-    if state.closed or now_ns >= state.expires_at_ns:
-        return OrderOutcome.ENDED, None
     return _raise(asked, state, funds=funds, terms=terms, now_ns=now_ns)
 
 

@@ -27,7 +27,7 @@ class AccountView:
     """An account with the balances of all its ledger accounts.
 
     Attributes:
-        hosts: Balances by ledger account name of each of its hosts.
+        hosts: What each of its hosts earned.
     """
 
     account: Account

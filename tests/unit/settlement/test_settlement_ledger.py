@@ -124,6 +124,7 @@ def test_order_with_the_id_of_another_is_refused(other):
 
 def test_order_of_a_closed_or_expired_one_is_refused():
     assert order_again(issued(closed=True), max_micros=30_000) == (OrderOutcome.ENDED, None)
+    assert order_again(issued(closed=True)) == (OrderOutcome.ENDED, None)
     late = NOW_NS + limits.HOUR_NS
     assert order_again(issued(), max_micros=30_000, now_ns=late) == (OrderOutcome.ENDED, None)
 
