@@ -357,7 +357,7 @@ class ClientConnection:
 
     # -- the end ---------------------------------------------------------------------------------
     def _crashed(self) -> None:
-        self._fail(EngineErrorKind.GARBAGE, "a callback of ours failed")
+        self._fail(EngineErrorKind.INTERNAL, "reading the answer failed on our side")
 
     def _fail(self, kind: EngineErrorKind, message: str) -> None:
         call, self._call = self._call, None

@@ -266,7 +266,8 @@ class Connection:
 
     def framing_fields(self, *, keep_alive: bool) -> str:
         """Return Date, and Connection when this answer is the last."""
-        last = not keep_alive or self._owner.is_draining or self._state is not _State.OPEN
+        is_spent = self._state is not _State.OPEN and not self._waiting
+        last = not keep_alive or self._owner.is_draining or is_spent
         return self._owner.date_field() + ("connection: close\r\n" if last else "")
 
     def send(self, data: bytes) -> None:

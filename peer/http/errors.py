@@ -19,6 +19,7 @@ class EngineErrorKind(enum.Enum):
     GARBAGE = "garbage"
     HEAD_TIMEOUT = "head_timeout"
     IDLE_TIMEOUT = "idle_timeout"
+    INTERNAL = "internal"
 
 
 class EngineError(SparewattError):

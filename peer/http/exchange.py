@@ -63,7 +63,7 @@ class Exchange:
         self._carrier = carrier
         self._request = request
         self._buffer_bytes_max = buffer_bytes_max
-        self._keep_alive = request.keep_alive
+        self._keep_alive = request.keep_alive and request.chunks_allowed  # HTTP/1.0: one each
         self._head = b""
         self._written: list[bytes] = []
         self._written_bytes = 0

@@ -17,6 +17,7 @@ from peer.http.limits import (
     ACCEPT_RETRY_S,
     ACCEPTS_PER_TURN_MAX,
     LISTEN_BACKLOG_COUNT,
+    READ_BYTES,
     UNIX_PATH_BYTES_MAX,
     HttpLimits,
 )
@@ -150,6 +151,9 @@ class HttpServer:
         head = encode_head(status_line(503), {"content-type": "application/json"}, framing)
         try:
             sock.send(head + body)
+            sock.recv(READ_BYTES)  # closing over unread bytes would reset the answer away
+        except BlockingIOError:
+            pass
         except OSError:
             _LOG.debug("a connection too many left before it was refused")
         self.loop.close(sock)

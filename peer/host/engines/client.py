@@ -26,6 +26,7 @@ _FAILURES = {
     EngineErrorKind.GARBAGE: (ErrorCode.ENGINE_FAILED, "the engine's answer is not HTTP"),
     EngineErrorKind.HEAD_TIMEOUT: (ErrorCode.ENGINE_TIMEOUT, "the engine did not answer in time"),
     EngineErrorKind.IDLE_TIMEOUT: (ErrorCode.ENGINE_TIMEOUT, "the engine fell silent"),
+    EngineErrorKind.INTERNAL: (ErrorCode.INTERNAL, "the host failed to read the engine's answer"),
 }
 _HANGS = frozenset({EngineErrorKind.HEAD_TIMEOUT, EngineErrorKind.IDLE_TIMEOUT})
 

@@ -310,6 +310,21 @@ async def test_client_too_many_connections_is_busy(engine: Engine) -> None:
     assert reader.kind is EngineErrorKind.BUSY
 
 
+async def test_client_handler_that_raises_ends_in_one_error(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Faulty(Reader):
+        def on_body(self, data: bytes) -> None:
+            raise ZeroDivisionError("a bug")
+
+    reader = Faulty()
+    engine.client().get("/", reader)
+    await engine.serve_once(STREAM)
+    await reader.wait()
+    assert (reader.kind, reader.ends) == (EngineErrorKind.INTERNAL, ["error"])
+    assert "a bug" in caplog.text
+
+
 # -- deadlines -------------------------------------------------------------------------------------
 async def test_client_engine_without_an_answer_times_out(
     patient_clock: MockClock, engine: Engine

@@ -109,6 +109,14 @@ async def test_server_handler_that_raises_costs_its_own_connection_only(
     assert (await other.answer()).status == 200
 
 
+async def test_server_old_client_gets_one_answer_per_connection(site: Site) -> None:
+    wire = await site.open().wire()
+    site.desk.immediately = echo_path
+    await wire.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+    assert (await wire.answer()).headers["connection"] == "close"
+    assert await wire.is_at_end()
+
+
 # -- streams ---------------------------------------------------------------------------------------
 async def test_server_stream_arrives_piece_by_piece(site: Site) -> None:
     wire = await site.open().wire()
@@ -350,7 +358,7 @@ async def test_server_too_many_pipelined_requests_end_the_connection_early(site:
     site.desk.immediately = echo_path
     await wire.send(b"".join(GET_PATH % number for number in range(9)))
     answers = [await wire.answer() for _ in range(3)]
-    assert answers[-1].headers["connection"] == "close"
+    assert [answer.headers.get("connection") for answer in answers] == [None, None, "close"]
     assert await wire.is_at_end()
 
 
