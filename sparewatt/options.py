@@ -111,3 +111,10 @@ def dollars(micros: int) -> str:
     whole, rest = divmod(abs(micros), MICROS_PER_DOLLAR)
     decimals = f"{rest:06d}".rstrip("0")
     return f"{sign}{whole}.{decimals:0<2}"
+
+
+def exact_dollars(micros: int) -> str:
+    """Return an amount in dollars to the micro-dollar: always six decimals."""
+    sign = "-" if micros < 0 else ""
+    whole, rest = divmod(abs(micros), MICROS_PER_DOLLAR)
+    return f"{sign}{whole}.{rest:06d}"

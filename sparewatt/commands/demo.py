@@ -126,7 +126,7 @@ def _play(console: Console, data_dir: Path, wishes: Wishes) -> bool:
     ok = is_right(hosts, rounds)
     story.tell_verdict(console, ok=ok)
     if wishes.picture:
-        console.save_svg(str(wishes.picture), title="make demo")
+        story.save_picture(console, wishes.picture)
     if not wishes.once:
         with contextlib.suppress(KeyboardInterrupt):
             story.tell_end(console, state, str(data_dir), model.model_id)
@@ -173,11 +173,16 @@ class FirstToken:
 
     def hear(self, piece: str) -> None:
         """Take a piece of an answer."""
-        from sparewatt.demo import story
-
         if self.after_s is None:
             self.after_s = time.time() - psutil.Process().create_time()
-        story.tell_piece(self.console, piece)
+        self._writer.write(piece)
+
+    def begin(self) -> Console:
+        """Get ready for another answer, and return where it will be shown."""
+        from sparewatt.demo.story import AnswerWriter
+
+        self._writer = AnswerWriter(self.console)
+        return self.console
 
 
 def _ask_all(
@@ -207,7 +212,7 @@ def _ask(
 
     asked = Question(demo_model().model_id, question, only.peer_id if only else "")
     title = f"The same of {only.name}" if only else "A question, through the OpenAI SDK"
-    story.tell_question(heard.console, question, title)
+    story.tell_question(heard.begin(), question, title)
     played = demo.play(asked, hosts, heard.hear)
     story.tell_round(heard.console, played)
     return played
@@ -234,6 +239,9 @@ def _warm_up() -> None:
 @contextlib.contextmanager
 def _busy(console: Console) -> Iterator[Callable[[str], None]]:
     """Show what is being done: a moving line on a terminal, else a line per change."""
+    if console.record:  # a picture shows the outcome
+        yield lambda _: None
+        return
     if console.is_terminal:
         with console.status("") as status:
             yield lambda text: status.update(f"[dim]{text}[/]")

@@ -1,7 +1,10 @@
 """The demo as people see it."""
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -10,10 +13,12 @@ from rich.text import Text
 from sparewatt.catalogue import CatalogueModel
 from sparewatt.demo.run import FoundHost, Round
 from sparewatt.network_dir import NetworkState
-from sparewatt.options import dollars
+from sparewatt.options import dollars, exact_dollars
+from sparewatt.problems import Problem
 
 PEER_ID_TAIL_COUNT = 8
 INDENT_COUNT = 2
+ANSWER_INDENT_COUNT = 9
 
 
 def tell_model(console: Console, model: CatalogueModel) -> None:
@@ -46,10 +51,23 @@ def tell_question(console: Console, question: str, title: str) -> None:
     console.print(Text("  answer ", style="cyan"), end="")
 
 
-def tell_piece(console: Console, piece: str) -> None:
-    """Show a piece of the answer, at once."""
-    console.print(Text(piece), end="", soft_wrap=True)
-    console.file.flush()
+class AnswerWriter:
+    """Shows an answer as it arrives, breaking lines between words."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._column = ANSWER_INDENT_COUNT
+
+    def write(self, piece: str) -> None:
+        """Show a piece, at once."""
+        for part in re.findall(r"\n|[^\S\n]*\S+|[^\S\n]+", piece):
+            if part == "\n" or self._column + len(part) > self._console.width:
+                self._console.print(f"\n{' ' * ANSWER_INDENT_COUNT}", end="")
+                self._column = ANSWER_INDENT_COUNT
+                part = part.lstrip()
+            self._console.print(Text(part), end="")
+            self._column += len(part)
+        self._console.file.flush()
 
 
 def tell_round(console: Console, played: Round) -> None:
@@ -76,14 +94,10 @@ def tell_round(console: Console, played: Round) -> None:
         f"{receipt.prompt_tokens} in ({receipt.cached_tokens} cached), "
         f"{receipt.completion_tokens} out",
     )
-    facts.add_row(
-        "cost",
-        f"${dollars(receipt.cost_micros)}  "
-        f"= the formula at the announced prices {_mark(_cost_is_right(played))}",
-    )
+    facts.add_row("cost", f"{_formula(played)} {_mark(_cost_is_right(played))}")
     facts.add_row(
         "voucher",
-        f"${dollars(bill.voucher.cum_micros)} in all, number {bill.voucher.sequence} of "
+        f"${exact_dollars(bill.voucher.cum_micros)} in all, number {bill.voucher.sequence} of "
         f"allowance {bill.voucher.allowance_id.hex()[:12]}…",
     )
     console.print()
@@ -105,6 +119,20 @@ def tell_end(console: Console, state: NetworkState, data_dir: str, question_mode
     console.print("\n[bold]The network stays up: use it from any OpenAI SDK[/]")
     console.print(Padding(facts, (0, 0, 0, INDENT_COUNT)))
     console.print("\nCtrl-C ends it.")
+
+
+def save_picture(console: Console, path: Path) -> None:
+    """Write what a recording console showed as an SVG that loads nothing from elsewhere.
+
+    Raises:
+        Problem: If the file can't be written.
+    """
+    own_fonts = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    svg = console.export_svg(title="make demo", code_format=own_fonts)
+    try:
+        path.write_text(svg, encoding="utf-8")
+    except OSError as error:
+        raise Problem(f"can't write the picture {path}: {error.strerror}") from error
 
 
 def tell_verdict(console: Console, *, ok: bool) -> None:
@@ -137,6 +165,20 @@ def _tell_ledger(console: Console, played: Round) -> None:
 
 def _cost_is_right(played: Round) -> bool:
     return played.bill.receipt.cost_micros == played.bill.expected_micros
+
+
+def _formula(played: Round) -> str:
+    """Return the price formula with this request's numbers in it."""
+    receipt, prices = played.bill.receipt, played.host.prices
+    fresh = receipt.prompt_tokens - receipt.cached_tokens
+    terms = (
+        (fresh, prices.in_micros_per_mtok),
+        (receipt.cached_tokens, prices.cached_micros_per_mtok),
+        (receipt.completion_tokens, prices.out_micros_per_mtok),
+    )
+    times = "\N{MULTIPLICATION SIGN}"
+    total = " + ".join(f"{count} {times} ${dollars(price)}" for count, price in terms if count)
+    return f"${exact_dollars(receipt.cost_micros)} = ({total}) / 1,000,000, rounded up"
 
 
 def _account(name: str) -> str:
