@@ -33,14 +33,20 @@ class Logbook(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self._entries: deque[LogEntry] = deque(maxlen=ENTRIES_COUNT_MAX)
+        self._level_before = logging.NOTSET
         self.last_index = 0
 
     def __enter__(self) -> "Logbook":
-        logging.getLogger(_LOGGER_NAME).addHandler(self)
+        logger = logging.getLogger(_LOGGER_NAME)
+        self._level_before = logger.level
+        logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
+        logger.addHandler(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        logging.getLogger(_LOGGER_NAME).removeHandler(self)
+        logger = logging.getLogger(_LOGGER_NAME)
+        logger.removeHandler(self)
+        logger.setLevel(self._level_before)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record."""

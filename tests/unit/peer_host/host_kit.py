@@ -92,7 +92,8 @@ class FakeSettlement(httpx.AsyncBaseTransport):
         answer = getattr(self, "_" + request.url.path.rpartition("/")[2])(content)
         now_s = (self.clock() + self.offset_ns) / limits.SECOND_NS
         date = email.utils.formatdate(now_s, usegmt=True)
-        return httpx.Response(200, json=answer, headers={"date": date}, request=request)
+        stream = httpx.ByteStream(json.dumps(answer).encode())
+        return httpx.Response(200, stream=stream, headers={"date": date}, request=request)
 
     def _network(self, content: dict[str, object]) -> dict[str, object]:
         now_ns = self.clock()

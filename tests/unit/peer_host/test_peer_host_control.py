@@ -23,7 +23,7 @@ async def open_control(world: World) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def test_status_says_what_the_host_is_and_does(tmp_path) -> None:
-    async with open_world(tmp_path) as world, open_control(world) as control:
+    async with open_world(tmp_path, deadline_s=30) as world, open_control(world) as control:
         answer = world.gateway.ask(body(), world.gateway.allow())
         await answer.over.wait()
         status = (await control.get("/v1/status")).json()
@@ -48,7 +48,10 @@ async def test_status_says_what_the_host_is_and_does(tmp_path) -> None:
 
 async def test_status_shows_a_request_while_it_runs(tmp_path) -> None:
     spec = FakeSpec(tokens=500, token_s=0.01)
-    async with open_world(tmp_path, spec=spec) as world, open_control(world) as control:
+    async with (
+        open_world(tmp_path, spec=spec, deadline_s=30) as world,
+        open_control(world) as control,
+    ):
         answer = world.gateway.ask(body(), world.gateway.allow())
         await answer.first.wait()
         (request,) = (await control.get("/v1/status")).json()["requests"]
@@ -59,7 +62,7 @@ async def test_status_shows_a_request_while_it_runs(tmp_path) -> None:
 
 
 async def test_earnings_are_settled_on_demand(tmp_path) -> None:
-    async with open_world(tmp_path) as world, open_control(world) as control:
+    async with open_world(tmp_path, deadline_s=30) as world, open_control(world) as control:
         gateway = world.gateway
         answer = gateway.ask(body(), gateway.allow())
         await answer.over.wait()
@@ -81,7 +84,7 @@ async def earnings(control: httpx.AsyncClient) -> dict[str, int]:
 
 
 async def test_pause_refuses_and_resume_takes_again(tmp_path) -> None:
-    async with open_world(tmp_path) as world, open_control(world) as control:
+    async with open_world(tmp_path, deadline_s=30) as world, open_control(world) as control:
         allowance_id = world.gateway.allow()
         assert (await control.post("/v1/pause")).json()["state"] == "paused"
         refused = world.gateway.ask(body(), allowance_id)
@@ -95,7 +98,10 @@ async def test_pause_refuses_and_resume_takes_again(tmp_path) -> None:
 
 async def test_drain_finishes_what_runs_and_takes_nothing_new(tmp_path) -> None:
     spec = FakeSpec(tokens=100, token_s=0.005)
-    async with open_world(tmp_path, spec=spec) as world, open_control(world) as control:
+    async with (
+        open_world(tmp_path, spec=spec, deadline_s=30) as world,
+        open_control(world) as control,
+    ):
         gateway = world.gateway
         answer = gateway.ask(body(), gateway.allow())
         await answer.first.wait()
@@ -107,7 +113,7 @@ async def test_drain_finishes_what_runs_and_takes_nothing_new(tmp_path) -> None:
 
 
 async def test_events_bring_status_and_log(tmp_path) -> None:
-    async with open_world(tmp_path) as world, open_control(world) as control:
+    async with open_world(tmp_path, deadline_s=30) as world, open_control(world) as control:
         seen: dict[str, dict[str, object]] = {}
         async with control.stream("GET", "/v1/events") as response:
             assert response.headers["content-type"] == "text/event-stream"
@@ -128,13 +134,13 @@ async def test_events_bring_status_and_log(tmp_path) -> None:
 
 
 async def test_unknown_path_and_method_are_refused(tmp_path) -> None:
-    async with open_world(tmp_path) as world, open_control(world) as control:
+    async with open_world(tmp_path, deadline_s=30) as world, open_control(world) as control:
         assert (await control.get("/v1/nothing")).status_code == 404
         assert (await control.get("/v1/pause")).status_code == 405
 
 
 async def test_socket_is_the_owners_alone_and_goes_with_the_host(tmp_path) -> None:
-    async with open_world(tmp_path) as world:
+    async with open_world(tmp_path, deadline_s=30) as world:
         path = world.config.control_socket
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         await world.stop_host()
