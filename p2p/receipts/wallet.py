@@ -301,10 +301,18 @@ class HostAccount:
         """Note that we gave a request up, so that its prompt is owed even without an answer."""
         self._request(request_id).count.is_cancelled = True
 
-    def finish(self, request_id: RequestId, receipt: Receipt) -> CountRefusal | None:
+    def finish(
+        self, request_id: RequestId, receipt: Receipt, *, is_disputed: bool = False
+    ) -> CountRefusal | None:
         """End a request with its receipt; unknown from here on, whatever the answer.
 
-        If the receipt is refused, what was counted until then stays owed.
+        If the receipt is refused or disputed, what was delivered and counted until then stays
+        owed, and the cosignature of its batch names it as different.
+
+        Args:
+            request_id: An open request.
+            receipt: What its end carried.
+            is_disputed: The caller found something else wrong with it, e.g. its hashes.
         """
         held = self._request(request_id)
         purse = held.purse
@@ -318,9 +326,11 @@ class HostAccount:
             refusal = CountRefusal(CountFault.CHAIN)
         else:
             refusal = held.count.receipt(receipt)
-        is_different = was_refused or refusal is not None
+        is_different = was_refused or is_disputed or refusal is not None
         if not is_different:
             self._owe(held, receipt.cost_micros)
+        elif not held.count.is_owed:
+            self._owe(held, 0)
         self._close(request_id, held)
         self._ended[digest] = _Ended(request_id, data, is_different)
         if len(self._ended) > limits.UNBATCHED_RECEIPTS_MAX:

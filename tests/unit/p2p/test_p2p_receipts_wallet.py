@@ -223,6 +223,15 @@ def test_finish_nothing_delivered_may_not_cost():
     run(made, ONE)
     refusal = made.finish(ONE, end(made, ONE, links, Usage(10)))
     assert (refusal.fault, refusal.allowed) == (CountFault.COST, 0)
+    assert made.owed_micros(ALLOWANCE_ID) == 0
+
+
+def test_finish_disputed_by_the_caller_is_named_as_different():
+    made, links = account(), chain()
+    run(made, ONE, tokens=20)
+    assert made.finish(ONE, end(made, ONE, links, Usage(10, 0, 15)), is_disputed=True) is None
+    assert made.owed_micros(ALLOWANCE_ID) == 30
+    assert made.check_batch(batch(links)).different_request_ids == (ONE,)
 
 
 def test_finish_cancelled_by_us_after_its_start_costs_the_prompt():
