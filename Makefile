@@ -42,9 +42,10 @@ lint: venv-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The newest versions that fit, with the hashes of every file of theirs, without addresses.
+# What pyproject.toml asks for, with the hashes of every file, without addresses. UPGRADE=1 takes the
+# newest versions that fit; without it what is locked stays where it can.
 COMPILE := .venv-lock/bin/uv pip compile --quiet --no-config --universal --python-version 3.11 \
-	--generate-hashes --no-header --no-annotate --no-emit-index-url
+	--generate-hashes --no-header --no-annotate --no-emit-index-url $(if $(UPGRADE),--upgrade)
 lock:
 	@test -x .venv-lock/bin/uv || { echo "Making .venv-lock with uv"; $(PYTHON) -m venv .venv-lock; }
 	.venv-lock/bin/python -m pip install --quiet --require-hashes -r requirements/lock.txt
