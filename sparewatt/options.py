@@ -10,7 +10,17 @@ import click
 MICROS_PER_DOLLAR = 1_000_000
 PRICE_DECIMALS_COUNT_MAX = 6
 PRICE_DOLLARS_MAX = 1_000_000
+PRICE_MICROS_BARE_MIN = 1000
 _DECIMAL = re.compile(r"[0-9]{1,7}(\.[0-9]{1,6})?")
+_WHOLE = re.compile(r"[0-9]{1,13}")
+PRICE_HELP = (
+    "Of a million tokens of prompt and of answer: micro-dollars (50000/200000), or dollars with a "
+    "point or a dollar sign (0.05/0.20)."
+)
+_PRICE_FORM = (
+    "write IN/OUT per million tokens, in micro-dollars (50000/200000) or in dollars with at most "
+    f"{PRICE_DECIMALS_COUNT_MAX} decimals ($0.05/$0.20)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +51,37 @@ class Engine:
 
 
 def read_price(_ctx: click.Context, _param: click.Parameter, value: str) -> Price:
-    """Return the price that ``IN/OUT`` says, in dollars per million tokens (a click callback).
+    """Return the price that ``IN/OUT`` says (a click callback).
+
+    Whole numbers are micro-dollars per million tokens, as everywhere on the wire; a dollar sign
+    or a decimal point makes it dollars per million tokens.
 
     Raises:
-        click.BadParameter: If it does not; says how one is written.
+        click.BadParameter: If it is neither; says how one is written.
     """
     parts = value.split("/")
-    if len(parts) != 2 or not all(_DECIMAL.fullmatch(part) for part in parts):
-        raise click.BadParameter(
-            f"{value!r} is not a price: write IN/OUT in dollars per million tokens, at most "
-            f"{PRICE_DECIMALS_COUNT_MAX} decimals, e.g. 0.05/0.20"
-        )
-    price_in, price_out = (dollars_to_micros(part) for part in parts)
+    if len(parts) != 2:
+        raise click.BadParameter(f"{value!r} is not a price: {_PRICE_FORM}")
+    price_in, price_out = (_price_micros(part, value) for part in parts)
     if max(price_in, price_out) > PRICE_DOLLARS_MAX * MICROS_PER_DOLLAR:
         raise click.BadParameter(f"{value!r} is over ${PRICE_DOLLARS_MAX} per million tokens")
     return Price(price_in, price_out)
+
+
+def _price_micros(part: str, value: str) -> int:
+    dollars_text = part.removeprefix("$")
+    if (dollars_text != part or "." in part) and _DECIMAL.fullmatch(dollars_text):
+        return dollars_to_micros(dollars_text)
+    if not _WHOLE.fullmatch(part):
+        raise click.BadParameter(f"{value!r} is not a price: {_PRICE_FORM}")
+    micros = int(part)
+    if 0 < micros < PRICE_MICROS_BARE_MIN:
+        # An owner who means dollars would all but give his machine away.
+        raise click.BadParameter(
+            f"{part} could be dollars or micro-dollars: write ${part} for dollars per million "
+            f"tokens; in micro-dollars at least {PRICE_MICROS_BARE_MIN} (or 0, for free)"
+        )
+    return micros
 
 
 def read_engine(_ctx: click.Context, _param: click.Parameter, value: str) -> Engine:

@@ -13,7 +13,7 @@ from p2p.paths import socket_path
 from sparewatt.commands.common import data_option, example, network_option, read_network
 from sparewatt.daemon import explained, ready_writer, run_daemon, set_up_log
 from sparewatt.engines import choose_engine
-from sparewatt.options import PORT, Engine, Price, read_engine, read_price
+from sparewatt.options import PORT, PRICE_HELP, Engine, Price, read_engine, read_price
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -117,7 +117,7 @@ class HostOptions(TypedDict):
     default="0.05/0.20",
     show_default=True,
     callback=read_price,
-    help="Dollars per million tokens of prompt and of answer.",
+    help=PRICE_HELP,
 )
 @click.option("--model-id", metavar="ID", help="The model's Hugging Face id, if not known.")
 @click.option(

@@ -10,7 +10,7 @@ import click
 
 from sparewatt.commands.common import data_option, example
 from sparewatt.daemon import explained
-from sparewatt.options import Engine, Price, read_engine, read_price
+from sparewatt.options import PRICE_HELP, Engine, Price, read_engine, read_price
 from sparewatt.problems import Problem
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def host_options(function: Callable[ParamsT, ResultT]) -> Callable[ParamsT, Resu
         default="0.05/0.20",
         show_default=True,
         callback=read_price,
-        help="Dollars per million tokens of prompt and of answer.",
+        help=PRICE_HELP,
     )
     model = click.option("--model-id", metavar="ID", help="The model's id, if not known.")
     return engine(price(model(function)))

@@ -22,7 +22,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def net(directory: Path):
-    with network(directory, "--hosts", "2", "--engine", "fake", "--price", "3/15") as state:
+    with network(directory, "--hosts", "2", "--engine", "fake", "--price", "$3/$15") as state:
         yield state
 
 
@@ -119,7 +119,7 @@ def test_up_of_a_running_network_says_so(net: dict, directory: Path):
 
 
 def test_add_node_widens_a_running_network(net: dict, directory: Path):
-    added = sparewatt("add-node", "--data", str(directory), "--engine", "fake", "--price", "1/2")
+    added = sparewatt("add-node", "--data", str(directory), "--engine", "fake", "--price", "$1/$2")
     assert added.returncode == 0, added.stderr
     entry = json.loads(added.stdout)
     assert entry["name"] == "host-3"

@@ -26,17 +26,35 @@ CONTEXT = click.Context(click.Command("x"))
     [
         ("0.05/0.20", Price(50_000, 200_000)),
         ("0/0", Price(0, 0)),
-        ("3/15", Price(3_000_000, 15_000_000)),
+        ("$3/$15", Price(3_000_000, 15_000_000)),
+        ("3.0/15.00", Price(3_000_000, 15_000_000)),
+        ("20000/40000", Price(20_000, 40_000)),
+        ("0/1000", Price(0, 1_000)),
+        ("50000/$0.20", Price(50_000, 200_000)),
         ("0.000001/1.5", Price(1, 1_500_000)),
     ],
 )
-def test_price_in_dollars_becomes_micros(text: str, price: Price):
+def test_price_in_dollars_or_micros_becomes_micros(text: str, price: Price):
     assert read_price(CONTEXT, PARAMETER, text) == price
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "3", "1/2/3", "-1/2", "1e3/2", "0.0000001/1", "a/b", "2000000/1", "1 / 2", "\u0661/1"],
+    [
+        "",
+        "3",
+        "1/2/3",
+        "-1/2",
+        "1e3/2",
+        "0.0000001/1",
+        "a/b",
+        "2000000.0/1.0",
+        "3/15",
+        "999/2000",
+        "$/1",
+        "1 / 2",
+        "\u0661/1",
+    ],
 )
 def test_price_that_is_none_is_refused_with_an_example(text: str):
     with pytest.raises(click.BadParameter):
