@@ -24,6 +24,7 @@ from peer.http.loop import Loop
 from peer.http.target import EngineTarget, resolve
 
 CHECK_S = 10.0
+MISSING_S = 1.0
 CHECK_TIMEOUT_S = 5.0
 MODELS_COUNT_MAX = 8
 MODELS_BYTES_MAX = 1024 * 1024
@@ -93,9 +94,13 @@ class OpenAiEngine:
         async with httpx.AsyncClient(
             timeout=CHECK_TIMEOUT_S, headers=headers, trust_env=False
         ) as http:
-            while True:
-                await self._check(http)
-                await trio.sleep(CHECK_S if self.state is EngineState.READY else 1.0)
+            try:
+                while True:
+                    await self._check(http)
+                    await trio.sleep(CHECK_S if self.state is EngineState.READY else MISSING_S)
+            finally:
+                if self._client is not None:
+                    self._client.close()
 
     async def _check(self, http: httpx.AsyncClient) -> None:
         url = f"{self._origin}{self._base_path}/models"
