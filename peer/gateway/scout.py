@@ -21,7 +21,13 @@ from peer.gateway.hosts import Host, HostTable
 from peer.gateway.openai_api import parse_chat
 from peer.gateway.openai_errors import ApiError
 from peer.gateway.routing import Funding
-from peer.gateway.wallet import ALLOWANCE_MICROS_MIN, Purse, Wallet
+from peer.gateway.wallet import (
+    ALLOWANCE_MICROS_MIN,
+    Purse,
+    Wallet,
+    bound_micros,
+    start_micros,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -29,6 +35,7 @@ PROBE_TOKENS_MAX = 8
 PROBE_AGAIN_NS = 30 * SECOND_NS  # after a probe that failed
 FUNDED_AHEAD_COUNT = 3
 PROBE_TEXT = "Count from one to ten."
+PROBE_MICROS_MAX = 10_000  # $0.01: a dearer host is measured by the first real request instead
 PROBE_BODY_BYTES = 512  # what a probe's body comes to, roughly; it only has to be no less
 
 
@@ -51,7 +58,9 @@ class Scout:
             return
         for offer in host.offers:
             quote = link.quote(offer.model_id) if self.wanted(offer.model_id) else None
-            if quote is not None and self._is_funded(host, quote):
+            if quote is None or _probe_micros(quote) > PROBE_MICROS_MAX:
+                continue
+            if self._is_funded(host, quote):
                 self._probe(host, offer.model_id)
 
     def consider_all(self) -> None:
@@ -70,7 +79,8 @@ class Scout:
     def _is_funded(self, host: Host, quote: Quote) -> bool:
         funding, _ = self.wallet.funding(host.peer_id, quote, body_bytes=PROBE_BODY_BYTES)
         if funding is Funding.WANTED and self._funded_count() < FUNDED_AHEAD_COUNT:
-            self.wallet.order(host.peer_id, ALLOWANCE_MICROS_MIN)
+            need = start_micros(quote, body_bytes=PROBE_BODY_BYTES)
+            self.wallet.order(host.peer_id, max(ALLOWANCE_MICROS_MIN, 2 * need))
         return funding is Funding.READY
 
     def _funded_count(self) -> int:
@@ -93,6 +103,11 @@ class Scout:
             arrived_ns=self.now(),
         )
         self.dispatcher.submit(call, _ProbeSink(host.peer_id))
+
+
+def _probe_micros(quote: Quote) -> int:
+    """Return the most that a probe can cost at a quote."""
+    return bound_micros(quote, body_bytes=PROBE_BODY_BYTES, output_tokens=PROBE_TOKENS_MAX)
 
 
 def _probe_body(host: PeerId, model: str) -> bytes:

@@ -195,6 +195,11 @@ class Wallet:
             return Funding.READY, ""
         purse = self.purse(host)
         need = start_micros(quote, body_bytes=body_bytes)
+        if need > ALLOWANCE_MICROS_MAX:
+            return Funding.UNAVAILABLE, (
+                f"it needs {need} micro-dollars in advance; one host gets at most "
+                f"{ALLOWANCE_MICROS_MAX}"
+            )
         if purse.is_live(self.clock()) and purse.left_micros() >= need:
             return Funding.READY, ""
         if purse.ordered_micros:
@@ -279,9 +284,14 @@ class Wallet:
                     nursery.start_soon(self._submit_closes, closes)
 
     async def _carry_out(self, purse: Purse, micros: int) -> None:
+        before = purse.current
         try:
             await self._fetch(purse, micros)
             purse.trouble, purse.detail, purse.retry_at_ns = None, "", 0
+            if before is not None and purse.current == before:
+                # More of the same would be asked for at once, and for ever.
+                detail = f"{before.value.max_micros} micro-dollars are reserved, and no more come"
+                self._note(purse, Funding.UNAVAILABLE, detail, REFUSED_RETRY_NS)
         except SettlementUnreachableError as error:
             self._note(purse, Funding.UNAVAILABLE, str(error), UNREACHABLE_RETRY_NS)
         except SettlementRefusedError as error:
