@@ -39,6 +39,7 @@ from peer.gateway.wallet import Purse, Wallet
 LOG = logging.getLogger(__name__)
 
 QUOTE_MARGIN_NS = 30 * limits.SECOND_NS
+REASON_LENGTH_MAX = 200
 Turn = Callable[[], AbstractContextManager[None]]
 
 
@@ -230,7 +231,15 @@ class HostLink:
         with self._context.turn():
             for event in self._session.link_lost():
                 self._take(event)
+            self._fail_rest(reason)
             self._context.watcher.link_over(self, reason)
+
+    def _fail_rest(self, reason: str) -> None:
+        """End what the session knows no more: the batch that broke the link held its end."""
+        message = f"link lost: {reason[:REASON_LENGTH_MAX]}"
+        error = ErrorInfo(code=ErrorCode.INTERNAL, message=message)
+        for channel in list(self._channels):
+            self._on_failed(events.RequestFailed(channel, error, final=True))
 
     # -- events ----------------------------------------------------------------------------------
 
@@ -372,17 +381,21 @@ class HostLink:
 
     @_on.register
     def _on_ended(self, event: events.RequestEnded) -> None:
-        held = self._channels.pop(event.channel, None)
+        held = self._channels.get(event.channel)
         if held is None:
             return
+        # What is no receipt breaks the link; the channel stays, so that its owner hears of that.
         receipt = decode_receipt(event.receipt)
-        refusal = self._purse.account.finish(held.request.request_id, receipt)
+        fault = self._other_content(held, receipt)
+        del self._channels[event.channel]
+        refusal = self._purse.account.finish(
+            held.request.request_id, receipt, is_disputed=bool(fault)
+        )
         self._keep_receipt(event.receipt)
         self._release(held.request.request_id)
-        different = held.refused or (str(refusal) if refusal else "")
-        different = different or self._other_content(held, receipt)
         if refusal is not None and not held.refused:
             self._context.watcher.host_cheated(self, str(refusal))
+        different = held.refused or (str(refusal) if refusal else fault)
         held.owner.ended(Ended(receipt, different))
 
     def _keep_receipt(self, body: bytes) -> None:
