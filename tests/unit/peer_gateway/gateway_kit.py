@@ -526,6 +526,7 @@ class World:
     journal: Journal
     parts: Parts
     node: MemoryNode
+    first: ScriptHost | None = None
 
     async def add_host(
         self,
@@ -599,8 +600,9 @@ async def open_world(
     credit_micros: int = 10_000_000,
     network: MemoryNetwork | None = None,
     turn: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    first: Script | None = None,
 ) -> AsyncIterator[World]:
-    """Run a gateway that looks for ``MODEL``."""
+    """Run a gateway that looks for ``MODEL``; with ``first``, host "a" is there before it."""
     network = network or MemoryNetwork(Random(7), latency_s=0.005)
     settlement = FakeSettlement(network.wall_clock, credit_micros)
     async with (
@@ -620,6 +622,9 @@ async def open_world(
         )
         parts.discovery.want(MODEL)
         nursery.start_soon(wallet.run)
+        world = World(network, nursery, settlement, journal, parts, node)
+        if first is not None:
+            world.first = await world.add_host("a", first)
         nursery.start_soon(parts.run)
-        yield World(network, nursery, settlement, journal, parts, node)
+        yield world
         nursery.cancel_scope.cancel()
