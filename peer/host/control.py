@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 import msgspec
 import trio
 
-from peer.host.journal import Journal, StoredBatch
+from peer.host.journal import Journal, JournalError, StoredBatch
 from peer.host.logbook import Logbook, LogEntry
 from peer.host.serve import HostServer
 from peer.host.settle import Settler
@@ -169,9 +169,13 @@ class ControlApi:
 
     async def _work(self) -> None:
         async for exchange, work in self._take_job:
-            answer = await work()
+            status = 200
+            try:
+                answer = await work()
+            except JournalError as error:
+                answer, status = {"error": {"message": str(error)}}, 503
             with self._loop.turn():
-                _respond(exchange, answer)
+                _respond(exchange, answer, status)
 
     def _feed_watchers(self) -> None:
         if self._watchers:

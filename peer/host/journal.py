@@ -36,7 +36,7 @@ _Write = tuple[str, tuple[Parameter, ...]]
 
 
 class JournalError(SparewattError):
-    """Raised when the journal can't be opened; says what to do."""
+    """Raised when the journal can't be opened or read; says what to do."""
 
 
 class Runner(Protocol):
@@ -93,7 +93,6 @@ class Earnings:
     total_micros: int = 0
     today_micros: int = 0
     day: int = 0
-    posted_micros: int = 0
 
     def paid(self, rise_micros: int, day: int) -> None:
         """Add what one more voucher brought on a UTC day."""
@@ -182,6 +181,8 @@ class Journal:
         """Forget submitted batches and settled allowances that are older than their time."""
         self._put(sql.PRUNE_RECEIPTS, (before_ns,))
         self._put(sql.PRUNE_BATCHES, (before_ns,))
+        self._put(sql.PRUNE_VOUCHERS, (before_ns,))
+        self._put(sql.PRUNE_ALLOWANCES, (before_ns,))
 
     # -- reads -----------------------------------------------------------------------------
 
@@ -193,8 +194,8 @@ class Journal:
     async def load_earnings(self, day: int) -> Earnings:
         """Return the sums over all vouchers, and of one UTC day."""
         rows = await self._read(sql.LOAD_EARNINGS, (day,))
-        total, today, posted = (_int(value) for value in rows[0])
-        return Earnings(total, today, day, posted)
+        total, today = (_int(value) for value in rows[0])
+        return Earnings(total, today, day)
 
     async def load_meta(self, name: str) -> bytes | None:
         """Return the value under a name, or None."""
@@ -276,9 +277,12 @@ class Journal:
         """Return rows that include everything put before."""
         async with self._commit_lock:
             await self._commit()
-            return await self.run_work(
-                lambda: self.connection.execute(statement, parameters).fetchall()
-            )
+            try:
+                return await self.run_work(
+                    lambda: self.connection.execute(statement, parameters).fetchall()
+                )
+            except sqlite3.Error as error:
+                raise JournalError(f"the journal can't be read: {error}") from error
 
 
 @contextlib.asynccontextmanager

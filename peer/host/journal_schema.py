@@ -100,8 +100,7 @@ ADD_EARNINGS = """INSERT INTO earnings (day, micros)
   SELECT ?1, max(0, ?2 - coalesce((SELECT cum_micros FROM vouchers WHERE allowance_id = ?3), 0))
   WHERE true ON CONFLICT (day) DO UPDATE SET micros = micros + excluded.micros"""
 LOAD_EARNINGS = """SELECT coalesce(sum(micros), 0),
-    coalesce(sum(CASE WHEN day = ? THEN micros ELSE 0 END), 0),
-    (SELECT coalesce(sum(posted_micros), 0) FROM allowances)
+    coalesce(sum(CASE WHEN day = ? THEN micros ELSE 0 END), 0)
   FROM earnings"""
 PUT_VOUCHER = """INSERT INTO vouchers (allowance_id, sequence, cum_micros, envelope)
   VALUES (?, ?, ?, ?) ON CONFLICT (allowance_id) DO UPDATE
@@ -130,3 +129,6 @@ PRUNE_BATCHES = f"""DELETE FROM batches
   WHERE signed_at_ns < ? AND submitted != {Submitted.NOTHING}"""
 
 PUT_EVIDENCE = "INSERT INTO evidence (kind, first, second, seen_at_ns) VALUES (?, ?, ?, ?)"
+PRUNE_VOUCHERS = """DELETE FROM vouchers WHERE allowance_id IN
+  (SELECT allowance_id FROM allowances WHERE settle_by_ns < ?)"""
+PRUNE_ALLOWANCES = "DELETE FROM allowances WHERE settle_by_ns < ?"

@@ -227,9 +227,14 @@ class HostLink:
             return
         account, allowance_id = taken
         self._allowances.add(allowance_id)
-        if account is not self.account:
+        if self.account is None:
             self._server.claim_account(self, account)
             self.account = account
+        elif account is not self.account:
+            message = "an allowance of another customer than this session's"
+            code = ErrorCode.ALLOWANCE_REFUSED
+            self._say(ErrorInfo(code=code, message=message, allowance_id=allowance_id))
+            return
         self._release_held()  # a raise may have been what they waited for
 
     def _take_voucher(self, envelope: bytes) -> None:

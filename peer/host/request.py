@@ -25,7 +25,7 @@ from p2p.receipts.cost import Usage, completion_tokens_max, prompt_tokens_max
 from p2p.receipts.messages import Quote, Receipt
 from p2p.session import Session
 from p2p.session.events import ErrorInfo, OutgoingRequest
-from p2p.types import Digest, FinishReason, sha256
+from p2p.types import NO_ALLOWANCE, AllowanceId, Digest, FinishReason, sha256
 from peer.host.books import Account
 from peer.host.engines.api import EngineCall, EngineFailure
 from peer.host.engines.events import AnswerEvent, EngineGarbageError, EventSplitter
@@ -89,6 +89,11 @@ class Origin:
     account: Account
     body: bytes
     received_at_ns: int
+
+    @property
+    def allowance_id(self) -> AllowanceId:
+        """Whose chain its receipt belongs to: at zero price the session's own."""
+        return NO_ALLOWANCE if self.quote.is_free else self.request.allowance_id
 
 
 class ServedRequest:
@@ -384,7 +389,7 @@ class ServedRequest:
         return Receipt(
             network_id=quote.network_id,
             host_peer_id=quote.host_peer_id,
-            allowance_id=request.allowance_id,
+            allowance_id=self.origin.allowance_id,
             request_id=request.request_id,
             quote_id=quote.quote_id,
             manifest_digest=quote.manifest_digest,
@@ -398,7 +403,7 @@ class ServedRequest:
             finished_at_ns=max(self.owner.now_ns(), self.origin.received_at_ns),
             request_hash=sha256(request.salt, request.body),
             answer_hash=Digest(self._answer_hash.digest()),
-            previous_hash=customer.chain(request.allowance_id).head,
+            previous_hash=customer.chain(self.origin.allowance_id).head,
             supersedes_request_id=request.supersedes_request_id,
         )
 

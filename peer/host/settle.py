@@ -13,7 +13,7 @@ import trio
 from p2p import limits
 from p2p.types import KEY_BYTES, AllowanceId, PublicKey
 from peer.host.books import Books
-from peer.host.journal import Journal, StoredBatch
+from peer.host.journal import Journal, JournalError, StoredBatch
 from peer.settlement_client import (
     CloseOutcome,
     ReceiptItem,
@@ -108,7 +108,7 @@ class Settler:
                 await self._submit_vouchers()
                 await self._submit_batches(everything=everything)
                 await self._submit_closes()
-            except (SettlementUnreachableError, SettlementRefusedError) as error:
+            except (SettlementUnreachableError, SettlementRefusedError, JournalError) as error:
                 self._failed(error)
                 return False
         self.last_settled_at_ns = self._books.clock()

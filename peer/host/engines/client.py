@@ -10,7 +10,7 @@ from peer.host.engines.api import EngineCall, EngineFailure, EngineSink, PromptC
 from peer.http.client import EngineClient
 from peer.http.errors import EngineError, EngineErrorKind
 from peer.http.limits import ClientLimits
-from peer.http.loop import Loop
+from peer.http.loop import Loop, Timer
 from peer.http.messages import Headers
 from peer.http.target import EngineTarget
 
@@ -72,6 +72,8 @@ class HttpEngineClient:
         """
         limits = ClientLimits(head_s=timeouts.head_s, idle_s=timeouts.token_s)
         self._client = EngineClient(loop, target, limits)
+        self._loop = loop
+        self._token_s = timeouts.token_s
         self._headers = {"content-type": "application/json"}
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
@@ -80,8 +82,9 @@ class HttpEngineClient:
 
     def start(self, body: bytes, sink: EngineSink) -> EngineCall:
         """Ask for an answer as an event stream."""
-        answer = _Answer(sink)
-        return self._client.post(self._chat_path, self._headers, body, answer)
+        answer = _Answer(sink, self._loop, self._token_s)
+        answer.call = self._client.post(self._chat_path, self._headers, body, answer)
+        return answer
 
     def count_prompt(self, body: bytes, counted: PromptCounted) -> None:
         """Count the prompt's tokens, with the engine's help if it has any to give."""
@@ -96,31 +99,91 @@ class HttpEngineClient:
 
 
 class _Answer:
-    """One streamed answer: checks the head, passes the body on, explains what went wrong."""
+    """One streamed answer: checks the head, passes the body on, explains what went wrong.
 
-    def __init__(self, sink: EngineSink) -> None:
+    A server may go on sending comments as pings while its model is stuck, so that its socket is
+    never idle; here only events count as life.
+    """
+
+    def __init__(self, sink: EngineSink, loop: Loop, token_s: float) -> None:
         self._sink = sink
+        self._loop = loop
+        self._token_s = token_s
         self._status = 0
         self._refusal = bytearray()
+        self._alive_s = loop.now()
+        self._watchdog: Timer | None = None
+        self._is_paused = False
+        self.call: EngineCall | None = None
+
+    # -- what the host wants (EngineCall) ------------------------------------------------------
+
+    def abort(self) -> None:
+        """Make the engine stop."""
+        self._unwatch()
+        if self.call is not None:
+            self.call.abort()
+
+    def pause(self) -> None:
+        """Take no bytes; the time does not count as the engine's silence."""
+        self._is_paused = True
+        if self.call is not None:
+            self.call.pause()
+
+    def resume(self) -> None:
+        """Take bytes again."""
+        self._is_paused = False
+        self._alive_s = self._loop.now()
+        if self.call is not None:
+            self.call.resume()
+
+    # -- what the engine says (ResponseHandler) ------------------------------------------------
 
     def on_head(self, status: int, headers: Headers) -> None:
         is_stream = headers.get("content-type", "").startswith("text/event-stream")
         self._status = status if status != HTTPStatus.OK or is_stream else 0
+        self._alive_s = self._loop.now()
+        self._watch(self._token_s)
 
     def on_body(self, data: bytes) -> None:
         if self._status == HTTPStatus.OK:
+            if not data.startswith(b":"):
+                self._alive_s = self._loop.now()
             self._sink.received(data)
         elif len(self._refusal) < ERROR_BODY_BYTES_MAX:
             self._refusal += data
 
     def on_end(self) -> None:
+        self._unwatch()
         if self._status == HTTPStatus.OK:
             self._sink.ended()
         else:
             self._sink.failed(failure_of_answer(self._status, bytes(self._refusal)))
 
     def on_error(self, error: EngineError) -> None:
+        self._unwatch()
         self._sink.failed(failure_of_error(error))
+
+    # -- the watchdog: one timer that looks, rather than one that every token moves --------------
+
+    def _watch(self, seconds: float) -> None:
+        self._watchdog = self._loop.call_later(seconds, self._look)
+
+    def _unwatch(self) -> None:
+        watchdog, self._watchdog = self._watchdog, None
+        if watchdog is not None:
+            watchdog.cancel()
+
+    def _look(self) -> None:
+        self._watchdog = None
+        silent_s = 0.0 if self._is_paused else self._loop.now() - self._alive_s
+        if silent_s < self._token_s:
+            self._watch(self._token_s - silent_s)
+            return
+        if self.call is not None:
+            self.call.abort()
+        code, message = _FAILURES[EngineErrorKind.IDLE_TIMEOUT]
+        self._sink.failed(EngineFailure(code, message, is_hang=True))
 
 
 class _CountAnswer:

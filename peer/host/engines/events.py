@@ -15,7 +15,8 @@ from p2p.errors import SparewattError
 from p2p.receipts.cost import Usage
 from p2p.types import FinishReason
 
-EVENT_BYTES_MAX = limits.CHUNK_BYTES_MAX  # an event travels whole, in one chunk
+# An event travels whole, in one chunk, and must fit even when the last grant is not due yet.
+EVENT_BYTES_MAX = min(limits.CHUNK_BYTES_MAX, limits.WINDOW_BYTES - limits.WINDOW_UPDATE_BYTES)
 _DATA = b"data:"
 _DONE = b"[DONE]"
 _NULL_BYTES = b"null"

@@ -109,6 +109,7 @@ class HttpFaults:
     content_type: str = "application/json"
     hang_before_head: bool = False
     hang_after: int | None = None
+    ping_after: int | None = None
     break_off_after: int | None = None
     skip_done: bool = False
     models: tuple[str, ...] = ("served-model",)
@@ -159,6 +160,10 @@ class FakeHttpEngine:
 
     def _word(self, exchange: Exchange, index: int) -> None:
         if not exchange.is_open or index == self.faults.hang_after:
+            return
+        if index == self.faults.ping_after:
+            exchange.write(b":\n\n")
+            self.loop.call_later(0.02, lambda: self._word(exchange, index))
             return
         if index == self.faults.break_off_after:
             exchange.abort()

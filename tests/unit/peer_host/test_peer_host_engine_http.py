@@ -163,6 +163,17 @@ async def test_server_silent_between_tokens_is_a_hang() -> None:
         assert sum(event.tokens for event in sink.events) == 3
 
 
+async def test_server_that_only_pings_is_a_hang() -> None:
+    async with open_http_engine(timeouts=EngineTimeouts(token_s=0.3)) as (server, engine):
+        await wait_state(engine, EngineState.READY)
+        server.faults.ping_after = 3
+        sink = Sink()
+        engine.start(request_body(), sink)
+        await sink.over.wait()
+        assert sink.failure.is_hang
+        await server.hung_up.wait()
+
+
 async def test_server_that_breaks_off_is_said() -> None:
     async with open_http_engine() as (server, engine):
         await wait_state(engine, EngineState.READY)

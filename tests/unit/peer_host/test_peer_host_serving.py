@@ -46,6 +46,17 @@ async def test_request_at_zero_price_needs_no_allowance(autojump_clock, tmp_path
         assert not world.gateway.vouchers
 
 
+async def test_request_at_zero_price_that_names_an_allowance_leaves_it_alone(
+    autojump_clock, tmp_path
+) -> None:
+    async with open_world(tmp_path, prices=FREE) as world:
+        gateway = world.gateway
+        answer = gateway.ask(body(), gateway.allow())
+        await answer.over.wait()
+        assert answer.receipt.allowance_id == NO_ALLOWANCE
+        assert answer.receipt.cost_micros == 0
+
+
 async def test_request_third_at_zero_price_is_rate_limited(autojump_clock, tmp_path) -> None:
     async with open_world(tmp_path, prices=FREE, spec=LONG) as world:
         answers = [world.gateway.ask(body()) for _ in range(3)]
