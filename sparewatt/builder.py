@@ -246,7 +246,9 @@ class LocalNetwork:
 
     def _spawn_host(self, plan: HostPlan, port: int) -> Started:
         price = f"{plan.price}"
-        arguments = ["--engine", str(plan.engine), "--price", price, "--slots", str(plan.slots)]
+        arguments = ["--engine", str(plan.engine), "--price", price]
+        if plan.slots:
+            arguments += ["--slots", str(plan.slots)]
         if plan.model_id:
             arguments += ["--model-id", plan.model_id]
         if plan.threads:

@@ -23,6 +23,15 @@ class EngineChoice:
     quantization: str = UNKNOWN
 
 
+SLOTS_COUNT = 4  # what llama.cpp serves well on a CPU
+SERVER_SLOTS_COUNT = 512  # vLLM's and TGI's batches; beyond it they queue by themselves
+
+
+def slots_count(engine: Engine) -> int:
+    """Return how many requests at a time an engine works on, if its owner does not say."""
+    return SERVER_SLOTS_COUNT if engine.kind == "openai" else SLOTS_COUNT
+
+
 def choose_engine(
     engine: Engine, *, model_id: str | None, context_tokens: int, threads: int
 ) -> EngineChoice:

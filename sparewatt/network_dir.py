@@ -76,6 +76,7 @@ class HostPlan:
     """A host as it was asked for.
 
     Attributes:
+        slots: Requests at a time; 0 takes the engine's default.
         threads: CPU threads of llama.cpp; 0 lets the host choose.
     """
 
@@ -83,7 +84,7 @@ class HostPlan:
     engine: Engine
     price: Price
     model_id: str | None = None
-    slots: int = 4
+    slots: int = 0
     threads: int = 0
 
 

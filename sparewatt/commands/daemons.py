@@ -12,7 +12,7 @@ from p2p.keys import read_private_text
 from p2p.paths import socket_path
 from sparewatt.commands.common import data_option, example, network_option, read_network
 from sparewatt.daemon import explained, ready_writer, run_daemon, set_up_log
-from sparewatt.engines import choose_engine
+from sparewatt.engines import choose_engine, slots_count
 from sparewatt.options import PORT, PRICE_HELP, Engine, Price, read_engine, read_price
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class HostOptions(TypedDict):
     engine: Engine
     price: Price
     model_id: str | None
-    slots: int
+    slots: int | None
     queue_max: int
     context_tokens: int
     threads: int
@@ -123,9 +123,8 @@ class HostOptions(TypedDict):
 @click.option(
     "--slots",
     type=click.IntRange(1, 1024),
-    default=4,
-    show_default=True,
-    help="Requests that the engine works on at a time.",
+    help="Requests that the engine works on at a time.  [default: 4; 512 for openai=URL, whose "
+    "server has a queue of its own]",
 )
 @click.option(
     "--queue",
@@ -200,7 +199,7 @@ def _host_config(options: HostOptions) -> "HostConfig":
             out_micros_per_mtok=price.out_micros_per_mtok,
         ),
         control_socket=socket_path(options["data_dir"]),
-        slots=options["slots"],
+        slots=options["slots"] or slots_count(options["engine"]),
         queue_max=options["queue_max"],
         region=options["region"].upper(),
         enrol_code=read_code(options["enrol_code_file"]),
