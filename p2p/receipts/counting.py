@@ -7,6 +7,7 @@ answer. Whatever a host claims beyond that is refused, and never vouched for.
 import enum
 from dataclasses import dataclass
 
+from p2p import limits
 from p2p.receipts.cost import (
     Usage,
     completion_tokens_max,
@@ -24,6 +25,7 @@ class CountFault(enum.Enum):
 
     PROMPT = "more prompt tokens than the request has bytes"
     COMPLETION = "more completion tokens than bytes were delivered"
+    LENGTH = "more completion tokens than the request allows"
     FELL = "a cumulative count fell"
     DUE = "a due above the prompt's cost"
     COST = "a cost that does not follow from the counts and the quote"
@@ -54,6 +56,7 @@ class Count:
     """One request as the gateway counts it.
 
     Attributes:
+        tokens_max: The most completion tokens that the request asks for, all choices together.
         cost_micros: By the formula, of what was counted so far; 0 before a due or start.
         is_refused: The host claimed too much once; nothing more is counted.
     """
@@ -61,6 +64,7 @@ class Count:
     quote: Quote
     body_bytes: int
     choices: int
+    tokens_max: int = limits.TOKENS_MAX
     prompt_product: int = 0
     completion_tokens: int = 0
     delivered_bytes: int = 0
@@ -98,6 +102,8 @@ class Count:
         if completion_tokens > self.delivered_bytes + self.choices:
             allowed = completion_tokens_max(self.delivered_bytes, self.choices)
             return self._refuse(CountFault.COMPLETION, completion_tokens, allowed)
+        if completion_tokens > self.tokens_max + self.choices:  # each choice has an end token
+            return self._refuse_length(completion_tokens)
         if completion_tokens < self.completion_tokens:
             return self._refuse(CountFault.FELL, completion_tokens, self.completion_tokens)
         self.completion_tokens = completion_tokens
@@ -117,12 +123,17 @@ class Count:
         allowed = completion_tokens_max(self.delivered_bytes, self.choices)
         if receipt.completion_tokens > allowed:
             return self._refuse(CountFault.COMPLETION, receipt.completion_tokens, allowed)
+        if receipt.completion_tokens > self.tokens_max + self.choices:
+            return self._refuse_length(receipt.completion_tokens)
         usage = Usage(receipt.prompt_tokens, receipt.cached_tokens, receipt.completion_tokens)
         expected = cost_micros(self.quote, usage, delivered=self.is_owed)
         nothing = not receipt.completion_tokens or receipt.finish_reason is FinishReason.HOST_ERROR
         if receipt.cost_micros != expected and not (nothing and receipt.cost_micros == 0):
             return self._refuse(CountFault.COST, receipt.cost_micros, expected)
         return None
+
+    def _refuse_length(self, claimed: int) -> CountRefusal:
+        return self._refuse(CountFault.LENGTH, claimed, self.tokens_max + self.choices)
 
     def _refuse(self, fault: CountFault, claimed: int, allowed: int) -> CountRefusal:
         self.is_refused = True

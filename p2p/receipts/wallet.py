@@ -247,6 +247,7 @@ class HostAccount:
         quote: Quote,
         body_bytes: int,
         choices: int = 1,
+        tokens_max: int = limits.TOKENS_MAX,
     ) -> None:
         """Count a request that we send.
 
@@ -256,6 +257,7 @@ class HostAccount:
             quote: The quote that it names.
             body_bytes: Length of its body, which bounds the prompt.
             choices: How many answers it asks for.
+            tokens_max: The most completion tokens that it asks for, all answers together.
 
         Raises:
             LocalProtocolError: If the id is open, or a priced request names no allowance of ours.
@@ -265,7 +267,7 @@ class HostAccount:
         if allowance_id == NO_ALLOWANCE and not quote.is_free:
             raise LocalProtocolError("a request at a price needs an allowance")
         purse = self._purse(NO_ALLOWANCE if quote.is_free else allowance_id)
-        self._running[request_id] = _Running(purse, Count(quote, body_bytes, choices))
+        self._running[request_id] = _Running(purse, Count(quote, body_bytes, choices, tokens_max))
         purse.open_count += 1
         self._increments.opened(quote)
         self._measure()

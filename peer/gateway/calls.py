@@ -127,7 +127,13 @@ class HostPort(Protocol):
         """The host."""
 
     def open(
-        self, request: OutgoingRequest, quote: Quote, owner: ChannelOwner, *, slack_bytes: int
+        self,
+        request: OutgoingRequest,
+        quote: Quote,
+        owner: ChannelOwner,
+        *,
+        slack_bytes: int,
+        tokens_max: int,
     ) -> int | None:
         """Send a request; return its channel, or None if the link can't take it now.
 
@@ -136,6 +142,7 @@ class HostPort(Protocol):
             quote: The quote that it names.
             owner: Hears what comes of it.
             slack_bytes: Bytes beyond those of the answer that may stand for tokens.
+            tokens_max: More completion tokens are never paid for.
         """
 
     def cancel(self, channel: int) -> None:

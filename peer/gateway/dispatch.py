@@ -271,7 +271,13 @@ class Running:
             now=self._dispatcher.now,
         )
         slack = request.choices * (self._call.request.stop_bytes + SLACK_TOKENS)
-        channel = host.link.open(request, candidate.quote, attempt, slack_bytes=slack)
+        channel = host.link.open(
+            request,
+            candidate.quote,
+            attempt,
+            slack_bytes=slack,
+            tokens_max=_output_tokens(self._call, candidate.offer),
+        )
         if channel is None:
             self._dispatcher.wallet.release(candidate.peer_id, request.request_id)
             return False

@@ -138,7 +138,13 @@ class HostLink:
         return quote
 
     def open(
-        self, request: OutgoingRequest, quote: Quote, owner: ChannelOwner, *, slack_bytes: int
+        self,
+        request: OutgoingRequest,
+        quote: Quote,
+        owner: ChannelOwner,
+        *,
+        slack_bytes: int,
+        tokens_max: int,
     ) -> int | None:
         """Send a request; return its channel, or None if the link can't take it now."""
         if not self.is_usable or not self._session.can_open(len(request.body)):
@@ -149,6 +155,7 @@ class HostLink:
             quote,
             len(request.body),
             request.choices,
+            tokens_max,
         )
         channel = self._session.open_request(request)
         answer_hash = hashlib.sha256(request.salt)

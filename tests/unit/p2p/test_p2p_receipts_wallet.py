@@ -184,6 +184,26 @@ def test_counting_one_token_per_byte_and_one_per_choice(choices, most):
         assert (refusal.fault if refusal else None) is fault
 
 
+def test_counting_tokens_beyond_those_asked_for_are_refused_whatever_was_delivered():
+    made = account()
+    made.open_request(ONE, ALLOWANCE_ID, QUOTE, 10_000, choices=2, tokens_max=8)
+    assert made.started(ONE, 10) is None
+    assert made.chunk(ONE, 1000, 10) is None  # eight, and the end of each choice
+    owed = made.owed_micros(ALLOWANCE_ID)
+    assert made.chunk(ONE, 1000, 11).fault is CountFault.LENGTH
+    assert made.owed_micros(ALLOWANCE_ID) == owed
+
+
+def test_counting_receipt_beyond_the_tokens_asked_for_is_refused():
+    made, links = account(), chain()
+    made.open_request(ONE, ALLOWANCE_ID, QUOTE, 10_000, tokens_max=8)
+    assert made.started(ONE, 10) is None
+    assert made.chunk(ONE, 1000, 8) is None
+    owed = made.owed_micros(ALLOWANCE_ID)
+    assert made.finish(ONE, end(made, ONE, links, Usage(10, 0, 20))).fault is CountFault.LENGTH
+    assert made.owed_micros(ALLOWANCE_ID) == owed
+
+
 def test_counting_after_a_refusal_what_came_before_stays_owed_and_no_more():
     made = account()
     run(made, ONE, tokens=20)
