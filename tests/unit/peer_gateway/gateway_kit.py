@@ -349,13 +349,14 @@ class _HostEnd:
         self.session.started(channel, prompt_tokens=prompt_tokens)
         self.wake()
         answer = _Answer(hashlib.sha256(request.salt))
+        limit = msgspec.json.decode(request.body).get("max_tokens", len(script.words))
         with trio.CancelScope() as self.scopes[channel]:
-            await self.write_answer(channel, answer)
+            await self.write_answer(channel, answer, script.words[:limit])
         del self.scopes[channel]
         if self.link is not None and not answer.lost:
             self.end(channel, request, answer, prompt_tokens)
 
-    async def write_answer(self, channel: int, answer: "_Answer") -> None:
+    async def write_answer(self, channel: int, answer: "_Answer", words: Sequence[str]) -> None:
         script = self.host.script
         await trio.sleep(script.wait_s)
         if script.hangs:
@@ -363,7 +364,7 @@ class _HostEnd:
         if script.raw is not None:
             return self.send(channel, answer, script.raw, 1)
         self.send(channel, answer, event(0, role="assistant"), 0)
-        for number, word in enumerate(script.words):
+        for number, word in enumerate(words):
             if number == script.break_after:
                 answer.lost = True
                 return self.link.reset()
@@ -558,6 +559,9 @@ class World:
     def is_ready(self, host: ScriptHost) -> bool:
         known = self.parts.core.table.get(host.peer_id)
         if known is None or known.link is None or not known.link.quotes:
+            return False
+        purse = self.parts.core.wallet.purse(host.peer_id)
+        if not all(each.is_free for each in host.offers) and not (purse.current or purse.trouble):
             return False
         return not self.parts.scout.probes or known.health_of(MODEL).is_measured
 
