@@ -75,9 +75,10 @@ async def test_dispatch_busy_host_fails_over_before_the_first_token(
     async with open_world(tmp_path) as world:
         hosts = [await world.add_host(name) for name in ("a", "b")]
         await world.wait_ready(*hosts)
-        busy, free = sorted(hosts, key=lambda host: host.peer_id)
+        busy, free = hosts
         busy.script.fail = BUSY
-        client = await world.ask(chat(stream=True)).wait()
+        first_busy = {"order": [busy.peer_id, free.peer_id]}
+        client = await world.ask(chat(stream=True, provider=first_busy)).wait()
         assert client.text == TEXT
         assert client.route is not None
         assert client.route.host == free.peer_id
