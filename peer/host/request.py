@@ -32,9 +32,11 @@ from peer.host.engines.events import AnswerEvent, EngineGarbageError, EventSplit
 
 BYTES_PER_TOKEN_ESTIMATE = 4  # for engines that can't count before they compute
 HELD_BYTES_MAX = limits.WINDOW_BYTES  # beyond it the engine's bytes stay in the socket
+RUNAWAY_TOKENS = 256  # so many beyond what was asked for, and the engine is stopped
 COUNT_CARRIER = b":\n\n"  # an SSE comment, for a count that rises without an event
 _GARBAGE = EngineFailure(ErrorCode.ENGINE_FAILED, "the engine's answer is not a chat completion")
 _BROKEN_OFF = EngineFailure(ErrorCode.ENGINE_FAILED, "the engine ended its answer half-way")
+_RUNAWAY = EngineFailure(ErrorCode.ENGINE_FAILED, "the engine does not stop at max_tokens")
 _REPORTED = EngineFailure(ErrorCode.ENGINE_FAILED, "the engine reported an error in its answer")
 
 
@@ -80,6 +82,7 @@ class Origin:
 
     Attributes:
         body: As the engine gets it.
+        tokens_max: The most completion tokens that it asks for, all answers together.
         received_at_ns: Wall clock.
     """
 
@@ -88,6 +91,7 @@ class Origin:
     quote: Quote
     account: Account
     body: bytes
+    tokens_max: int
     received_at_ns: int
 
     @property
@@ -103,6 +107,7 @@ class ServedRequest:
         "_answer_hash",
         "_call",
         "_engine_done",
+        "_engine_tokens",
         "_finish",
         "_held",
         "_held_bytes",
@@ -139,6 +144,7 @@ class ServedRequest:
         self._held: deque[tuple[bytes, int]] = deque()
         self._held_bytes = 0
         self._made_tokens = 0
+        self._engine_tokens = 0
         self._sent_bytes = 0
         self._usage: Usage | None = None
         self._finish: FinishReason | None = None
@@ -209,6 +215,10 @@ class ServedRequest:
                 self.failed(_REPORTED)
                 return
             self._hold(event)
+        if self._engine_tokens > self.origin.tokens_max + RUNAWAY_TOKENS:
+            self._abort_engine()
+            self.failed(_RUNAWAY)
+            return
         self.release()
         self.owner.flush()
 
@@ -234,12 +244,15 @@ class ServedRequest:
         self.owner.flush()
 
     def _hold(self, event: AnswerEvent) -> None:
-        self._made_tokens += event.tokens
+        self._engine_tokens += event.tokens
+        made_tokens = self._made_tokens + event.tokens
         if event.usage is not None:
             self._usage = event.usage
             delivered = self._sent_bytes + self._held_bytes + len(event.data)
             most = completion_tokens_max(delivered, self.origin.request.choices)
-            self._made_tokens = max(self._made_tokens, min(event.usage.completion_tokens, most))
+            made_tokens = max(made_tokens, min(event.usage.completion_tokens, most))
+        # What nobody asked for is not charged: no gateway would pay for it.
+        self._made_tokens = min(made_tokens, self.origin.tokens_max)
         if event.finish is not None:
             self._finish = event.finish
         if not self.first_token_at_ns and event.tokens:

@@ -219,7 +219,8 @@ class HostServer:
         )
         if refused is not None:
             return _account_refusal(refused)
-        return Origin(event.channel, request, quote, account, prepared.body, now_ns)
+        tokens_max = prepared.output_tokens_max * request.choices
+        return Origin(event.channel, request, quote, account, prepared.body, tokens_max, now_ns)
 
     def _refusal_of_rush(self) -> ErrorInfo | None:
         ahead = self.queue.waiting + self._counting

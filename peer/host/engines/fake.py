@@ -34,6 +34,7 @@ class FakeFaults:
         garbage: Answer what is no event stream.
         refuse: Answer with this failure at once.
         overcount: Claim so many more completion tokens than there were.
+        overrun: Make so many tokens more than ``max_tokens``.
     """
 
     hang_after_tokens: int | None = None
@@ -41,6 +42,7 @@ class FakeFaults:
     garbage: bool = False
     refuse: EngineFailure | None = None
     overcount: int = 0
+    overrun: int = 0
 
 
 @dataclass
@@ -196,7 +198,8 @@ class _FakeCall:
         if self._engine.faults.garbage:
             yield b"<html>no stream</html>\n\n"
             return
-        tokens = min(self._engine.spec.tokens, _max_tokens(self._body))
+        most = _max_tokens(self._body) + self._engine.faults.overrun
+        tokens = min(self._engine.spec.tokens, most)
         yield _event({"choices": [_choice({"role": "assistant", "content": None})]})
         always = self._engine.spec.word
         for word in itertools.islice(itertools.cycle((always,) if always else _WORDS), tokens):
