@@ -185,7 +185,8 @@ class _Host:
             await self._wait_engine()
         with trio.move_on_after(READY_WAIT_S):
             await settler.wait_first_round()
-            await announcer.wait_published()
+            if self._config.network.bootstrap:
+                await announcer.wait_published()
         _LOG.info("host %s is ready: %s", self._key.peer_id, self._engine.detail)
         ready(Ready(self._key.peer_id, self._engine.pid, self._config.control_socket))
 

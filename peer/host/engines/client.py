@@ -1,5 +1,6 @@
 """An engine behind an OpenAI-compatible HTTP API, spoken to by callbacks."""
 
+from collections.abc import Callable
 from http import HTTPStatus
 
 import msgspec
@@ -16,6 +17,7 @@ from peer.http.target import EngineTarget
 
 ERROR_BODY_BYTES_MAX = 64 * 1024
 COUNT_BODY_BYTES_MAX = 64 * 1024
+SMALL_ANSWER_S_MAX = 5.0  # a count is a matter of milliseconds; an estimate serves as well
 _SERVER_ERROR_MIN = 500
 
 _FAILURES = {
@@ -79,6 +81,7 @@ class HttpEngineClient:
             self._headers["authorization"] = f"Bearer {api_key}"
         self._chat_path = chat_path
         self._count_path = count_path
+        self._small: dict[_SmallAnswer, None] = {}
 
     def start(self, body: bytes, sink: EngineSink) -> EngineCall:
         """Ask for an answer as an event stream."""
@@ -91,11 +94,25 @@ class HttpEngineClient:
         if not self._count_path:
             counted(None)
             return
-        self._client.post(self._count_path, self._headers, body, _CountAnswer(counted))
+        self._ask_once("POST", self._count_path, body, _SmallAnswer(counted, self._small))
+
+    def ask_health(self, answered: PromptCounted) -> None:
+        """Ask whether the engine is alive; calls back within ``SMALL_ANSWER_S_MAX``, None: no."""
+        self._ask_once("GET", "/health", b"", _SmallAnswer(answered, self._small, parse=len))
+
+    def _ask_once(self, method: str, path: str, body: bytes, answer: "_SmallAnswer") -> None:
+        self._small[answer] = None
+        answer.timer = self._loop.call_later(SMALL_ANSWER_S_MAX, answer.give_up)
+        answer.call = self._client.request(method, path, self._headers, body, answer)
 
     def close(self) -> None:
-        """Drop all connections; requests that run end without a word to their sinks."""
+        """Drop all connections; requests that run end without a word to their sinks.
+
+        Counts end as unknown: whoever asked waits for nothing else.
+        """
         self._client.close()
+        for answer in list(self._small):
+            answer.give_up()
 
 
 class _Answer:
@@ -186,13 +203,23 @@ class _Answer:
         self._sink.failed(EngineFailure(code, message, is_hang=True))
 
 
-class _CountAnswer:
-    """The answer to a count; whatever goes wrong means that the engine could not say."""
+class _SmallAnswer:
+    """The answer to a small question; whatever goes wrong means that the engine could not say."""
 
-    def __init__(self, counted: PromptCounted) -> None:
-        self._counted = counted
+    def __init__(
+        self,
+        answered: PromptCounted,
+        others: dict["_SmallAnswer", None],
+        *,
+        parse: Callable[[bytes], int | None] | None = None,
+    ) -> None:
+        self._answered = answered
+        self._others = others
+        self._parse = parse or parse_count
         self._status = 0
         self._body = bytearray()
+        self.timer: Timer | None = None
+        self.call: EngineCall | None = None
 
     def on_head(self, status: int, headers: Headers) -> None:
         self._status = status
@@ -202,10 +229,24 @@ class _CountAnswer:
             self._body += data
 
     def on_end(self) -> None:
-        self._counted(parse_count(bytes(self._body)) if self._status == HTTPStatus.OK else None)
+        is_ok = self._status == HTTPStatus.OK
+        self._finish(self._parse(bytes(self._body)) if is_ok else None)
 
     def on_error(self, error: EngineError) -> None:
-        self._counted(None)
+        self._finish(None)
+
+    def give_up(self) -> None:
+        """Wait no longer."""
+        if self.call is not None:
+            self.call.abort()
+        self._finish(None)
+
+    def _finish(self, count: int | None) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        if self in self._others:
+            del self._others[self]
+            self._answered(count)
 
 
 def parse_count(body: bytes) -> int | None:

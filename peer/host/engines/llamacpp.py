@@ -28,6 +28,8 @@ from peer.http.target import EngineTarget
 
 REPORT_BYTES_MAX = 64 * 1024
 STOP_S_MAX = 3.0
+HEALTH_S = 5.0
+HEALTH_MISSED_COUNT_MAX = 2
 LOG_TAIL_BYTES = 2000
 _COUNT_PATH = "/v1/chat/completions/input_tokens"
 _FEATURES = (Feature.STREAM, Feature.USAGE, Feature.LOGPROBS, Feature.JSON_SCHEMA)
@@ -134,6 +136,8 @@ class LlamacppEngine:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * STOP_S_MAX):
                 await _end_process(process)
             self.pid = None
+            with contextlib.suppress(FileNotFoundError):
+                self._socket.unlink()
 
     async def _serve_child(self, process: trio.Process) -> None:
         report = await self._wait_report(process)
@@ -150,8 +154,18 @@ class LlamacppEngine:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(watch_hang)
+            nursery.start_soon(self._watch_health, client)
             await process.wait()
             nursery.cancel_scope.cancel()
+
+    async def _watch_health(self, client: HttpEngineClient) -> None:
+        """Condemn a child that does not answer while it has nothing to do."""
+        missed = 0
+        while missed < HEALTH_MISSED_COUNT_MAX:
+            await trio.sleep(HEALTH_S)
+            is_alive = await _ask_health(client)
+            missed = 0 if is_alive or self._calls else missed + 1
+        self._hung.set()
 
     async def _wait_report(self, process: trio.Process) -> ChildReport:
         assert process.stdout is not None
@@ -256,6 +270,19 @@ class _GuardedCall:
         self._over = True
         self._engine.call_over(self, is_hang=is_hang)
         return True
+
+
+async def _ask_health(client: HttpEngineClient) -> bool:
+    answered = trio.Event()
+    answers: list[int | None] = []
+
+    def take(answer: int | None) -> None:
+        answers.append(answer)
+        answered.set()
+
+    client.ask_health(take)
+    await answered.wait()
+    return answers[0] is not None
 
 
 async def _end_process(process: trio.Process) -> None:

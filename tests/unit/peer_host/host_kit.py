@@ -51,6 +51,7 @@ from peer.host.main import HostTools, run_host
 ResultT = TypeVar("ResultT")
 NETWORK_ID = NetworkId("test")
 MODEL = "sparewatt/fake"
+BOOTSTRAP = "/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW"  # never dialled; says that there is a DHT
 PRICES = Prices(
     in_micros_per_mtok=1_000_000, cached_micros_per_mtok=500_000, out_micros_per_mtok=2_000_000
 )
@@ -186,6 +187,8 @@ class TestGateway:
         self.host = host
         self.wallet = wallet
         self.rng = Random(7)
+        self.model_id = MODEL
+        self.engine_pid: int | None = None
         self.account = HostAccount(
             host_peer_id=host, network_id=NETWORK_ID, wallet_key=wallet.public
         )
@@ -301,7 +304,7 @@ class TestGateway:
         *,
         quote_id: bytes | None = None,
     ) -> Answer:
-        quote = self.quotes[MODEL].value
+        quote = self.quotes[self.model_id].value
         request = OutgoingRequest(
             request_id=RequestId(self.rng.randbytes(16)),
             quote_id=QuoteId(quote_id) if quote_id else quote.quote_id,
@@ -314,6 +317,9 @@ class TestGateway:
         self.account.open_request(request.request_id, allowance_id, quote, len(request_body), 1)
         self.flush()
         return answer
+
+    def body(self, text: str, **fields: object) -> bytes:
+        return body(text, **fields).replace(MODEL.encode(), self.model_id.encode())
 
     def cancel(self, answer: Answer) -> None:
         self.account.cancel(answer.request.request_id)
@@ -522,7 +528,7 @@ async def open_world(
     spec = spec or FakeSpec()
     config = HostConfig(
         data_dir=tmp_path / "host",
-        network=NetworkInfo(NETWORK_ID, ROOT.public, "http://settlement", ()),
+        network=NetworkInfo(NETWORK_ID, ROOT.public, "http://settlement", (BOOTSTRAP,)),
         listen=(),
         engine=spec,
         prices=prices,

@@ -113,6 +113,16 @@ async def test_child_stopped_is_a_hang_and_is_replaced(tmp_path) -> None:
         assert not psutil.pid_exists(first_pid)
 
 
+async def test_child_stopped_while_idle_is_replaced_before_anybody_asks(tmp_path) -> None:
+    async with open_llamacpp(tmp_path) as engine:
+        await wait_state(engine, EngineState.READY)
+        first_pid = engine.pid
+        os.kill(first_pid, signal.SIGSTOP)
+        await wait_engine(
+            engine, lambda: engine.pid != first_pid and engine.state is EngineState.READY
+        )
+
+
 async def test_prompt_longer_than_the_context_is_the_clients_error(tmp_path) -> None:
     async with open_llamacpp(tmp_path) as engine:
         await wait_state(engine, EngineState.READY)

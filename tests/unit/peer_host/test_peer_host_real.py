@@ -1,0 +1,149 @@
+"""A host on real libp2p with the real llama.cpp child, seen from a gateway."""
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import trio
+from engine_kit import SMOLLM2, model_file
+from host_kit import GATEWAY, NETWORK_ID, PRICES, ROOT, FakeSettlement, TestGateway
+
+from p2p.clock import system_clock
+from p2p.errors import ErrorCode
+from p2p.net import NodeConfig, open_node
+from p2p.network import NetworkInfo
+from p2p.types import FinishReason, PeerId
+from peer.host.config import HostConfig, LlamacppSpec, Ready
+from peer.host.main import EngineStartError, HostTools, run_host
+
+pytestmark = [pytest.mark.engine, pytest.mark.sockets]
+
+
+class RealTime:
+    """What a gateway of the kit needs of a network."""
+
+    wall_clock = staticmethod(system_clock)
+
+
+def host_config(tmp_path: Path, model: Path) -> HostConfig:
+    return HostConfig(
+        data_dir=tmp_path / "host",
+        network=NetworkInfo(NETWORK_ID, ROOT.public, "http://settlement", ()),
+        listen=("/ip4/127.0.0.1/tcp/0",),
+        engine=LlamacppSpec(model=model, model_id=SMOLLM2, context_tokens=1024),
+        prices=PRICES,
+        control_socket=tmp_path / "control.sock",
+        slots=2,
+        licence="Apache-2.0",
+    )
+
+
+@asynccontextmanager
+async def open_real_world(tmp_path: Path) -> AsyncIterator[TestGateway]:
+    settlement = FakeSettlement(system_clock)
+    is_ready = trio.Event()
+    addresses: list[str] = []
+    found: list[Ready] = []
+
+    @asynccontextmanager
+    async def open_host_node(config: NodeConfig):
+        async with open_node(config) as node:
+            addresses.extend(node.addresses)
+            yield node
+
+    def ready(value: Ready) -> None:
+        found.append(value)
+        is_ready.set()
+
+    async def run() -> None:
+        await run_host(
+            host_config(tmp_path, model_file()),
+            clock=system_clock,
+            open_node=open_host_node,
+            ready=ready,
+            tools=HostTools(settlement_transport=settlement),
+        )
+
+    with trio.fail_after(90):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await is_ready.wait()
+            async with open_node(NodeConfig(network_id=NETWORK_ID, key=GATEWAY)) as node:
+                gateway = TestGateway(RealTime(), PeerId(found[0].peer_id))
+                gateway.model_id = SMOLLM2
+                nursery.start_soon(gateway.pay_when_idle)
+                await gateway.open(node, tuple(addresses))
+                await gateway.quoted.wait()
+                gateway.engine_pid = found[0].engine_pid
+                yield gateway
+            nursery.cancel_scope.cancel()
+
+
+async def test_question_is_answered_paid_and_cosigned(tmp_path) -> None:
+    async with open_real_world(tmp_path) as gateway:
+        question = "What is the capital of France, and what is it famous for?"
+        answer = gateway.ask(gateway.body(question, temperature=0), gateway.allow())
+        await answer.over.wait()
+        assert answer.error is None
+        assert answer.refusal is None
+        assert "Paris" in answer.text
+        usage = answer.receipt
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        doubled = fresh * 2 + usage.cached_tokens + usage.completion_tokens * 4
+        assert usage.cost_micros == -(-doubled // 2)
+        await gateway.wait(lambda: gateway.batches)
+
+
+async def test_cancel_stops_the_child_within_a_second(tmp_path) -> None:
+    async with open_real_world(tmp_path) as gateway:
+        answer = gateway.ask(gateway.body("Count to ten thousand."), gateway.allow())
+        await answer.first.wait()
+        gateway.cancel(answer)
+        await answer.over.wait()
+        assert answer.receipt.finish_reason is FinishReason.CANCELLED
+        assert answer.refusal is None
+        child = psutil.Process(gateway.engine_pid)
+        await trio.sleep(0.7)  # what may pass until it must be idle
+        before = sum(child.cpu_times()[:2])
+        await trio.sleep(0.3)
+        assert sum(child.cpu_times()[:2]) - before < 0.1
+
+
+async def test_child_killed_in_mid_answer_is_said_and_the_next_question_answered(
+    tmp_path,
+) -> None:
+    async with open_real_world(tmp_path) as gateway:
+        allowance_id = gateway.allow()
+        answer = gateway.ask(gateway.body("Count to ten thousand."), allowance_id)
+        await answer.first.wait()
+        os.kill(gateway.engine_pid, signal.SIGKILL)
+        await answer.over.wait()
+        assert answer.error.code is ErrorCode.ENGINE_FAILED
+        assert answer.receipt.completion_tokens == answer.tokens
+        while True:
+            again = gateway.ask(gateway.body("Say hello.", max_tokens=5), allowance_id)
+            await again.over.wait()
+            if again.error is None:
+                break
+            assert again.error.code is ErrorCode.ENGINE_FAILED
+            await trio.sleep(again.error.retry_after_ms / 1000)
+        assert again.refusal is None
+
+
+async def test_engine_that_never_starts_ends_the_host_with_a_reason(tmp_path) -> None:
+    config = host_config(tmp_path, tmp_path / "none.gguf")
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(EngineStartError, match="does not exist"), flatten_subgroups=True
+    ):
+        with trio.fail_after(30):
+            await run_host(
+                config,
+                clock=system_clock,
+                open_node=open_node,
+                ready=lambda ready: None,
+                tools=HostTools(settlement_transport=FakeSettlement(system_clock)),
+            )
