@@ -3,16 +3,8 @@
 import sqlite3
 
 import trio
-from host_kit import (
-    MODEL,
-    NETWORK_ID,
-    PRICES,
-    SETTLEMENT,
-    TestGateway,
-    body,
-    key,
-    open_world,
-)
+from host_kit import MODEL, PRICES, TestGateway, body, open_world
+from settlement_stub import NETWORK_ID, SETTLEMENT, key
 
 from p2p import limits
 from p2p.errors import ErrorCode

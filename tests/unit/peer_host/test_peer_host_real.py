@@ -10,7 +10,8 @@ import psutil
 import pytest
 import trio
 from engine_kit import SMOLLM2, model_file
-from host_kit import GATEWAY, NETWORK_ID, PRICES, ROOT, FakeSettlement, TestGateway
+from host_kit import PRICES, TestGateway
+from settlement_stub import GATEWAY, NETWORK_ID, ROOT, FakeSettlement
 
 from p2p.clock import system_clock
 from p2p.errors import ErrorCode

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 import trio
-from host_kit import FREE, MODEL, WALLET, TestGateway, body, key, open_world
+from host_kit import FREE, MODEL, TestGateway, body, open_world
+from settlement_stub import WALLET, key
 
 from p2p import limits
 from p2p.errors import ErrorCode
@@ -372,17 +373,3 @@ async def test_hello_with_a_proof_of_another_pair_resets_the_link(autojump_clock
             await thief.open(node, address, proof_for=proved_for.peer_id)
             await thief.lost.wait()
         assert thief.hello is None
-
-
-async def test_engine_that_does_not_stop_at_max_tokens_is_stopped_and_not_paid_for_it(
-    autojump_clock, tmp_path
-) -> None:
-    async with open_world(tmp_path, spec=FakeSpec(tokens=2000, token_s=0.001)) as world:
-        gateway = world.gateway
-        world.engine.faults.overrun = 1990
-        answer = gateway.ask(body(max_tokens=10), gateway.allow())
-        await answer.over.wait()
-        assert answer.error.code is ErrorCode.ENGINE_FAILED
-        assert answer.refusal is None
-        assert answer.receipt.completion_tokens == 10
-        assert world.engine.running == 0

@@ -1,7 +1,8 @@
 """A host in a network in memory, on the virtual clock: its states, its record, its end."""
 
 import trio
-from host_kit import MODEL, NETWORK_ID, TestGateway, body, open_world
+from host_kit import MODEL, TestGateway, body, open_world
+from settlement_stub import NETWORK_ID
 
 from p2p import limits
 from p2p.errors import ErrorCode
