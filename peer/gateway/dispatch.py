@@ -380,7 +380,7 @@ class Running:
         blame = failover.blame(error)
         if error.code is ErrorCode.ALLOWANCE_REFUSED:
             purse = self._dispatcher.wallet.purse(host)
-            self._dispatcher.wallet.drop(purse, purse.allowance_id)
+            self._dispatcher.wallet.refused(purse, purse.allowance_id, error.message)
         if blame is Blame.BUSY:
             wait_ms = error.retry_after_ms
             self._dispatcher.table.update_health(

@@ -206,6 +206,9 @@ class HostLink:
             if now_ns - self._heard_ns >= limits.VOUCHER_IDLE_NS:
                 self._settle_up(idle=True)
             self._renew_quotes(now_ns)
+            if self._purse.must_show and now_ns >= self._purse.refused_until_ns:
+                self._purse.must_show = False
+                self.show_allowance()
             self._wake()
 
     def close(self, reason: str) -> None:
@@ -329,6 +332,7 @@ class HostLink:
         if held is not None:
             account, request_id = self._purse.account, held.request.request_id
             refusal = account.started(request_id, event.prompt_tokens)
+            self._purse.refusals_count = 0
             held.owner.started(event.prompt_tokens)
             self._refuse_count(event.channel, held, refusal)
 
@@ -448,7 +452,8 @@ class HostLink:
     def _on_session_error(self, event: events.SessionErrorReceived) -> None:
         LOG.warning("host %s says: %s", self.peer_id, event.error.message)
         if event.error.allowance_id and event.error.code is ErrorCode.ALLOWANCE_REFUSED:
-            self._context.wallet.drop(self._purse, event.error.allowance_id)
+            wallet, message = self._context.wallet, event.error.message
+            wallet.refused(self._purse, event.error.allowance_id, message)
 
     @_on.register
     def _on_goaway(self, event: events.GoawayReceived) -> None:

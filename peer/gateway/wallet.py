@@ -56,6 +56,9 @@ PROLONG_BEFORE_NS = 2 * limits.HOUR_NS
 ORDER_HALVINGS_MAX = 6
 REFUSED_RETRY_NS = 2 * limits.SECOND_NS
 UNREACHABLE_RETRY_NS = 2 * limits.SECOND_NS
+HOST_REFUSED_RETRY_NS_MIN = 2 * limits.SECOND_NS  # doubles with each refusal in a row
+HOST_REFUSED_RETRY_NS_MAX = 10 * limits.MINUTE_NS
+HOST_REFUSALS_COUNT_MAX = 3  # then another allowance is tried; the refused one stays reserved
 _HKDF_SALT = b"sparewatt/wallet/1"
 
 
@@ -121,6 +124,9 @@ class Purse:
         trouble: Why there is none, with ``retry_at_ns``, or None.
         detail: The trouble in words.
         ordered_micros: What is being asked for right now; 0 if nothing.
+        refusals_count: How often in a row the host refused what we showed it.
+        refused_until_ns: Monotonic; before it the host gets no request.
+        must_show: Whether the allowance is to be shown again then.
         reserved: Per open request, what it needs at least.
     """
 
@@ -133,6 +139,9 @@ class Purse:
     detail: str = ""
     retry_at_ns: int = 0
     ordered_micros: int = 0
+    refusals_count: int = 0
+    refused_until_ns: int = 0
+    must_show: bool = False
     reserved: dict[RequestId, int] = field(default_factory=dict)
 
     @property
@@ -194,6 +203,8 @@ class Wallet:
         if quote.is_free:
             return Funding.READY, ""
         purse = self.purse(host)
+        if _mono_ns() < purse.refused_until_ns:
+            return Funding.UNAVAILABLE, purse.detail
         need = start_micros(quote, body_bytes=body_bytes)
         if need > ALLOWANCE_MICROS_MAX:
             return Funding.UNAVAILABLE, (
@@ -258,6 +269,22 @@ class Wallet:
         self.drop(purse, allowance_id)
         self._closes.append(envelope)
         self._wake.set()
+
+    def refused(self, purse: Purse, allowance_id: AllowanceId, reason: str) -> None:
+        """Leave a host alone for a while that refused our allowance, longer each time.
+
+        Getting another one at once would let such a host tie up all our credit, as nothing but
+        time or its own word frees what is reserved for it.
+        """
+        if purse.allowance_id != allowance_id or _mono_ns() < purse.refused_until_ns:
+            return
+        wait_ns = HOST_REFUSED_RETRY_NS_MIN << min(purse.refusals_count, 16)
+        purse.refused_until_ns = _mono_ns() + min(wait_ns, HOST_REFUSED_RETRY_NS_MAX)
+        purse.refusals_count += 1
+        purse.detail = f"it refuses our allowance: {reason}"
+        purse.must_show = True
+        if purse.refusals_count % HOST_REFUSALS_COUNT_MAX == 0:
+            self.drop(purse, allowance_id)
 
     def drop(self, purse: Purse, allowance_id: AllowanceId) -> None:
         """Stop using an allowance."""

@@ -205,6 +205,7 @@ class Script:
     hangs: bool = False
     quote_factor: int = 1
     slots: int = 4
+    refuses_allowances: bool = False
     receipt_change: Callable[[Receipt], Receipt] = lambda receipt: receipt
 
 
@@ -307,6 +308,15 @@ class _HostEnd:
                 self.send_quote(model_id)
             case events.AllowanceReceived(envelope):
                 host.shown.append(envelope)
+                if host.script.refuses_allowances:
+                    allowance = unseal(ALLOWANCE, envelope, network_id=network_id).value
+                    self.session.send_session_error(
+                        ErrorInfo(
+                            code=ErrorCode.ALLOWANCE_REFUSED,
+                            message="no",
+                            allowance_id=allowance.allowance_id,
+                        )
+                    )
             case events.VoucherReceived(envelope):
                 host.vouchers.append(unseal(VOUCHER, envelope, network_id=network_id))
             case events.CosignReceived(envelope):

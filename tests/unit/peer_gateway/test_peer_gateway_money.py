@@ -135,6 +135,20 @@ async def test_wallet_lost_journal_comes_back_from_the_hosts_best_voucher(
         assert newest.cum_micros > best.value.cum_micros
 
 
+async def test_wallet_host_that_refuses_every_allowance_cannot_tie_up_our_credit(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(tmp_path, probes=True) as world:
+        host = await world.add_host("a", Script(refuses_allowances=True))
+        await trio.sleep(3600)
+        assert len(host.shown) > 3  # it was asked again, ever more rarely
+        reserved = sum(each.max_micros for each in world.settlement.allowances.values())
+        assert reserved <= 5 * ALLOWANCE_MICROS_MIN
+        client = await world.ask(chat()).wait()
+        assert client.error is not None
+        assert "refuses our allowance" in client.error.message
+
+
 # -- journal -------------------------------------------------------------------------------------
 
 
