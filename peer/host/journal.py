@@ -1,7 +1,8 @@
 """What a host must not forget: allowances, best vouchers, receipts and what settlement has seen.
 
-SQLite in WAL mode with ``synchronous=FULL``. Whatever was put while one commit ran shares the
-next one, so that a voucher is durable within one disk flush however many come. A callback given
+SQLite in WAL mode with ``synchronous=FULL``. Whatever was put while one commit ran, and in the
+3 ms after it, shares the next one, so that a voucher waits for little more than one disk flush
+however many come. A callback given
 with a write runs after its commit; nothing may be released on the strength of a voucher before.
 
 If the disk refuses, writes stay queued and are tried again; ``trouble`` says so meanwhile, and
@@ -28,6 +29,7 @@ ResultT = TypeVar("ResultT")
 RETRY_S_MIN = 0.5
 RETRY_S_MAX = 30.0
 CLOSE_S_MAX = 5.0
+GATHER_S = 0.003  # after a commit; the first after a rest goes at once
 BUSY_S_MAX = 5.0
 
 Durable = Callable[[], None]
@@ -243,6 +245,7 @@ class Journal:
             await self.flush()
             if not self.trouble:
                 wait_s = RETRY_S_MIN
+                await trio.sleep(GATHER_S)
                 continue
             await trio.sleep(wait_s)
             wait_s = min(2 * wait_s, RETRY_S_MAX)
