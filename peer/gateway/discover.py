@@ -18,7 +18,8 @@ from p2p.records import OWNER_TAG, CapabilityRecord, check_record, providers_for
 from p2p.signing import ENVELOPE_OVERHEAD_BYTES_MAX, unseal
 from p2p.types import NetworkId, PublicKey, model_key
 from peer.gateway.hosts import Host, HostTable
-from peer.gateway.link import HostLink, LinkContext
+from peer.gateway.link import HostLink
+from peer.gateway.link_context import LinkContext
 
 LOG = logging.getLogger(__name__)
 

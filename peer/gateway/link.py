@@ -6,14 +6,10 @@ request. Whatever the host says is checked before it counts; what it may not do 
 
 import hashlib
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import singledispatchmethod
-from typing import Protocol
 
 from p2p import limits
-from p2p.clock import WallClock
 from p2p.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from p2p.overlay import Link
 from p2p.receipts.chain import decode_receipt
@@ -32,28 +28,15 @@ from p2p.receipts.messages import (
 from p2p.session import Role, Session, events
 from p2p.session.events import ErrorInfo, Event, OutgoingRequest
 from p2p.signing import seal, unseal
-from p2p.types import Digest, NetworkId, PeerId, RequestId, model_key, sha256
+from p2p.types import Digest, PeerId, RequestId, model_key, sha256
 from peer.gateway.calls import ChannelOwner, Ended
-from peer.gateway.wallet import Purse, Wallet
+from peer.gateway.link_context import LinkContext
+from peer.gateway.wallet import Purse
 
 LOG = logging.getLogger(__name__)
 
 QUOTE_MARGIN_NS = 30 * limits.SECOND_NS
 REASON_LENGTH_MAX = 200
-Turn = Callable[[], AbstractContextManager[None]]
-
-
-class LinkWatcher(Protocol):
-    """Who must know how a link fares."""
-
-    def link_ready(self, link: "HostLink") -> None:
-        """Both sides have greeted each other, or a quote came: it may be used."""
-
-    def link_over(self, link: "HostLink", reason: str) -> None:
-        """It is gone."""
-
-    def host_cheated(self, link: "HostLink", reason: str) -> None:
-        """The host claimed what cannot be, or broke the rules of money."""
 
 
 @dataclass(slots=True)
@@ -66,19 +49,6 @@ class _Channel:
     answer_hash: "hashlib._Hash"
     refused: str = ""
     cancelled: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkContext:
-    """What all links of a gateway share."""
-
-    network_id: NetworkId
-    gateway: PeerId
-    wallet: Wallet
-    clock: WallClock
-    now: Callable[[], int]
-    turn: Turn
-    watcher: LinkWatcher
 
 
 class HostLink:

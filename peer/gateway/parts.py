@@ -12,7 +12,7 @@ from p2p.types import PublicKey
 from peer.gateway.discover import Discovery
 from peer.gateway.dispatch import Dispatcher
 from peer.gateway.hosts import Host, HostTable
-from peer.gateway.link import LinkContext, Turn
+from peer.gateway.link_context import LinkContext, Turn
 from peer.gateway.routing import Policy, Router
 from peer.gateway.scout import Scout
 from peer.gateway.wallet import Wallet
