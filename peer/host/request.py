@@ -309,7 +309,10 @@ class ServedRequest:
         return (0, 0) if claimed is None else (1, claimed)
 
     def _send(self, count: int, tokens: int) -> None:
-        data = b"".join([self._held.popleft()[0] for _ in range(count)])
+        held = self._held
+        data = held.popleft()[0]
+        if count > 1:
+            data = b"".join([data, *(held.popleft()[0] for _ in range(count - 1))])
         self._held_bytes -= len(data)
         self._send_bytes(data, tokens)
 

@@ -6,8 +6,6 @@ A token that only completes a character brings no event of its own, so the runni
 the true one; ``usage`` at the end puts it right, and a cancelled request is charged the lower one.
 """
 
-from dataclasses import dataclass
-
 import msgspec
 
 from p2p import limits
@@ -66,9 +64,8 @@ class _Event(msgspec.Struct):
 _decode_event = msgspec.json.Decoder(_Event).decode
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerEvent:
-    """One whole event of an answer.
+class AnswerEvent(msgspec.Struct, frozen=True, gc=False):
+    """One whole event of an answer. A Struct, since one is made per token.
 
     Attributes:
         data: Its bytes with the blank line that ends it.
