@@ -5,7 +5,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint lock venv-demo venv-dev clean
+.PHONY: help apt demo test test-all lint lock venv-demo venv-dev clean
 
 # The first of these that is new enough: the usual name, then the versions that CI runs.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
@@ -32,7 +32,12 @@ demo: venv-demo
 test: venv-dev
 	$(PYTEST) -m "$(PLAIN)"
 
-test-all: venv-dev
+# The owner's screen is tested in a real terminal, which is tmux.
+apt:
+	@command -v tmux >/dev/null || { echo "Installing tmux (Debian package, as root)"; \
+		apt-get update -qq && apt-get install -y -qq tmux >/dev/null; }
+
+test-all: venv-dev apt
 	HYPOTHESIS_PROFILE=ci $(PYTEST) --junitxml=build/test-all.xml
 	@$(BIN)/python .ci/no_skips.py build/test-all.xml
 

@@ -3,7 +3,7 @@
 Ships with the package, so that the screen can be tried without a GPU:
 
     python -m tui.testing serve /tmp/control.sock
-    python -m tui.testing picture docs/images/tui.svg
+    python -m tui.testing picture docs/images/tui.svg [SOCKET]   # of a running host, if named
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from tui.client import CommandRefusedError
+from tui.client import CommandRefusedError, HostSource
 from tui.main import HostApp
 from tui.model import (
     Clock,
@@ -38,6 +38,7 @@ from tui.model import (
 
 SUBSCRIBER_EVENTS_MAX = 1000
 PICTURE_STATUSES_COUNT = 60
+LIVE_PICTURE_SECONDS = 20  # enough of a running host for its curve to be one
 PICTURE_CELLS_COUNT = (120, 28)
 PICTURE_FONTS = "Fira Code, DejaVu Sans Mono, Menlo, Consolas, monospace"
 _COMMAND_STATES = {
@@ -288,11 +289,14 @@ async def _demonstrate(path: Path) -> None:
             host.tell(msgspec.structs.replace(status, state=host.status.state))
 
 
-async def _draw() -> str:
-    lives = itertools.islice(living(SERVING), PICTURE_STATUSES_COUNT)
-    app = HostApp(FixedSource(*lives, *LOG), zone=UTC)
+async def _draw(socket_path: Path | None) -> str:
+    if socket_path is None:
+        lives = itertools.islice(living(SERVING), PICTURE_STATUSES_COUNT)
+        app, wait_s = HostApp(FixedSource(*lives, *LOG), zone=UTC), 0
+    else:
+        app, wait_s = HostApp(HostSource(socket_path), zone=UTC), LIVE_PICTURE_SECONDS
     async with app.run_test(size=PICTURE_CELLS_COUNT) as pilot:
-        await pilot.pause()
+        await pilot.pause(wait_s)
         picture = app.export_screenshot(title="sparewatt tui")
     without_web_fonts = re.sub(r"@font-face\s*{[^}]*}", "", picture)
     return without_web_fonts.replace("Fira Code, monospace", PICTURE_FONTS)
@@ -300,7 +304,8 @@ async def _draw() -> str:
 
 if __name__ == "__main__":
     if sys.argv[1] == "picture":
-        Path(sys.argv[2]).write_text(asyncio.run(_draw()))
+        live = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+        Path(sys.argv[2]).write_text(asyncio.run(_draw(live)))
     else:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(_demonstrate(Path(sys.argv[2])))
