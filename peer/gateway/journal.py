@@ -27,6 +27,7 @@ from peer.gateway import journal_schema as sql
 
 FILE_NAME = "gateway.sqlite3"
 ResultT = TypeVar("ResultT")
+LAZY_S = 0.1  # what nobody waits for shares a later commit
 RETRY_S_MIN = 0.5
 RETRY_S_MAX = 30.0
 CLOSE_S_MAX = 5.0
@@ -138,6 +139,7 @@ class Journal:
     _writes: list[_Write] = field(default_factory=list)
     _callbacks: list[Durable] = field(default_factory=list)
     _wake: trio.Event = field(default_factory=trio.Event)
+    _hurry: trio.Event = field(default_factory=trio.Event)
     _lock: trio.Lock = field(default_factory=trio.Lock)
 
     # -- writes: queued here, durable when the callback runs -----------------------------------
@@ -280,7 +282,9 @@ class Journal:
         wait_s = RETRY_S_MIN
         while True:
             await self._wake.wait()
-            self._wake = trio.Event()
+            with trio.move_on_after(LAZY_S):
+                await self._hurry.wait()
+            self._wake, self._hurry = trio.Event(), trio.Event()
             await self.flush()
             if not self.trouble:
                 wait_s = RETRY_S_MIN
@@ -288,6 +292,7 @@ class Journal:
             await trio.sleep(wait_s)
             wait_s = min(2 * wait_s, RETRY_S_MAX)
             self._wake.set()
+            self._hurry.set()
 
     def _put(
         self, statement: str, parameters: tuple[Parameter, ...], durable: Durable | None = None
@@ -295,6 +300,7 @@ class Journal:
         self._writes.append((statement, parameters))
         if durable is not None:
             self._callbacks.append(durable)
+            self._hurry.set()
         self._wake.set()
 
     async def _commit(self) -> None:

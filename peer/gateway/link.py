@@ -7,7 +7,6 @@ request. Whatever the host says is checked before it counts; what it may not do 
 import hashlib
 import logging
 from dataclasses import dataclass
-from functools import singledispatchmethod
 
 from p2p import limits
 from p2p.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
@@ -66,7 +65,7 @@ class HostLink:
         self._session = Session(Role.GATEWAY, network_id=context.network_id, now_ns=context.now())
         self._purse: Purse = context.wallet.purse(link.remote)
         self._channels: dict[int, _Channel] = {}
-        self._unbatched: dict[Digest, bytes] = {}
+        self._unbatched: dict[Digest, tuple[Receipt, bytes]] = {}
         self._opened_ns = context.now()
         self._heard_ns = self._opened_ns
         self._asked_ns: dict[str, int] = {}
@@ -224,14 +223,42 @@ class HostLink:
     # -- events ----------------------------------------------------------------------------------
 
     def _take(self, event: Event) -> None:
-        if isinstance(event, events.ChunkReceived):  # nearly all events are chunks
-            self._on_chunk(event)
-        else:
-            self._on(event)
+        match event:
+            case events.ChunkReceived():
+                self._on_chunk(event)
+            case events.RequestAccepted():
+                self._on_accepted(event)
+            case events.RequestStarted():
+                self._on_started(event)
+            case events.RequestEnded():
+                self._on_ended(event)
+            case events.RequestFailed():
+                self._on_failed(event)
+            case events.DueReceived():
+                self._on_due(event)
+            case _:
+                self._take_session_event(event)
 
-    @singledispatchmethod
-    def _on(self, event: Event) -> None:
-        raise LocalProtocolError(f"a gateway's session has no {type(event).__name__}")
+    def _take_session_event(self, event: Event) -> None:
+        match event:
+            case events.ReceiptsReceived():
+                self._on_receipts(event)
+            case events.QuoteReceived():
+                self._on_quote(event)
+            case events.HelloReceived():
+                self._on_hello(event)
+            case events.CloseReceived():
+                self._on_close(event)
+            case events.SessionErrorReceived():
+                self._on_session_error(event)
+            case events.GoawayReceived():
+                self._on_goaway(event)
+            case events.PeerSuspected():
+                self._context.watcher.link_ready(self)
+            case events.PeerDead():
+                self._on_dead()
+            case _:
+                raise LocalProtocolError(f"a gateway's session has no {type(event).__name__}")
 
     def _greet(self) -> None:
         self._purse.account.new_link()
@@ -247,7 +274,6 @@ class HostLink:
         )
         self._wake()
 
-    @_on.register
     def _on_hello(self, event: events.HelloReceived) -> None:
         skew_ns = abs(event.clock_ns - self._context.clock())
         if skew_ns > limits.CLOCK_SKEW_NS_MAX:
@@ -267,7 +293,6 @@ class HostLink:
             self._session.ask_quote(model)
         self._context.watcher.link_ready(self)
 
-    @_on.register
     def _on_quote(self, event: events.QuoteReceived) -> None:
         signed = unseal(QUOTE, event.envelope, network_id=self._context.network_id)
         quote = signed.value
@@ -281,14 +306,12 @@ class HostLink:
         self.quotes[model_key(quote.model_id)] = quote
         self._context.watcher.link_ready(self)
 
-    @_on.register
     def _on_accepted(self, event: events.RequestAccepted) -> None:
         self.slots_free = event.slots_free
         held = self._channels.get(event.channel)
         if held is not None:
             held.owner.accepted(event.queued_before)
 
-    @_on.register
     def _on_due(self, event: events.DueReceived) -> None:
         held = self._channels.get(event.channel)
         if held is not None:
@@ -296,7 +319,6 @@ class HostLink:
             refusal = account.due(request_id, event.prompt_tokens, event.micros)
             self._refuse_count(event.channel, held, refusal)
 
-    @_on.register
     def _on_started(self, event: events.RequestStarted) -> None:
         held = self._channels.get(event.channel)
         if held is not None:
@@ -341,7 +363,6 @@ class HostLink:
         error = ErrorInfo(code=ErrorCode.ENGINE_FAILED, message=reason)
         held.owner.failed(error, final=False)
 
-    @_on.register
     def _on_failed(self, event: events.RequestFailed) -> None:
         held = self._channels.get(event.channel)
         if held is None:
@@ -360,7 +381,6 @@ class HostLink:
             self._release(held.request.request_id)
         held.owner.failed(event.error, final=event.final)
 
-    @_on.register
     def _on_ended(self, event: events.RequestEnded) -> None:
         held = self._channels.get(event.channel)
         if held is None:
@@ -372,15 +392,15 @@ class HostLink:
         refusal = self._purse.account.finish(
             held.request.request_id, receipt, is_disputed=bool(fault)
         )
-        self._keep_receipt(event.receipt)
+        self._keep_receipt(receipt, event.receipt)
         self._release(held.request.request_id)
         if refusal is not None and not held.refused:
             self._context.watcher.host_cheated(self, str(refusal))
         different = held.refused or (str(refusal) if refusal else fault)
         held.owner.ended(Ended(receipt, different))
 
-    def _keep_receipt(self, body: bytes) -> None:
-        self._unbatched[sha256(body)] = body
+    def _keep_receipt(self, receipt: Receipt, body: bytes) -> None:
+        self._unbatched[sha256(body)] = (receipt, body)
         if len(self._unbatched) > limits.UNBATCHED_RECEIPTS_MAX:
             del self._unbatched[next(iter(self._unbatched))]
 
@@ -396,20 +416,18 @@ class HostLink:
     def _release(self, request_id: RequestId) -> None:
         self._context.wallet.release(self.peer_id, request_id)
 
-    @_on.register
     def _on_receipts(self, event: events.ReceiptsReceived) -> None:
         batch = unseal(RECEIPT_BATCH, event.envelope, network_id=self._context.network_id)
-        bodies = [self._unbatched.pop(digest, b"") for digest in batch.value.receipt_digests]
+        digests = batch.value.receipt_digests
+        receipts = [self._unbatched.pop(each) for each in digests if each in self._unbatched]
         cosignature = self._purse.account.check_batch(batch)
         if cosignature is None:
             return
         envelope = seal(self._purse.key, COSIGNATURE, cosignature)
-        receipts = [(decode_receipt(body), body) for body in bodies]
         self._context.wallet.journal.put_batch(
             batch, receipts, envelope, durable=lambda: self._send_cosign(envelope)
         )
 
-    @_on.register
     def _on_close(self, event: events.CloseReceived) -> None:
         signed = unseal(CLOSE, event.envelope, network_id=self._context.network_id)
         if signed.signer_id != self.peer_id or signed.value.host_peer_id != self.peer_id:
@@ -418,24 +436,17 @@ class HostLink:
         if self._purse.account.allowance(allowance_id) is not None:
             self._context.wallet.closed(self._purse, allowance_id, event.envelope)
 
-    @_on.register
     def _on_session_error(self, event: events.SessionErrorReceived) -> None:
         LOG.warning("host %s says: %s", self.peer_id, event.error.message)
         if event.error.allowance_id and event.error.code is ErrorCode.ALLOWANCE_REFUSED:
             wallet, message = self._context.wallet, event.error.message
             wallet.refused(self._purse, event.error.allowance_id, message)
 
-    @_on.register
     def _on_goaway(self, event: events.GoawayReceived) -> None:
         LOG.info("host %s takes no new requests: %s", self.peer_id, event.reason)
         self._context.watcher.link_ready(self)
 
-    @_on.register
-    def _on_suspected(self, event: events.PeerSuspected) -> None:
-        self._context.watcher.link_ready(self)
-
-    @_on.register
-    def _on_dead(self, event: events.PeerDead) -> None:
+    def _on_dead(self) -> None:
         LOG.warning("host %s is silent; its link is given up", self.peer_id)
         self._link.reset()
 
