@@ -40,6 +40,8 @@ class Host:
     health: dict[str, Health] = field(default_factory=dict)
     trouble: str = ""
     connecting: bool = True
+    _offers: dict[str, Offer] = field(default_factory=dict)
+    _offers_of: Signed[CapabilityRecord] | None = None
 
     @property
     def offers(self) -> tuple[Offer, ...]:
@@ -48,8 +50,10 @@ class Host:
 
     def offer(self, model: str) -> Offer | None:
         """Return its offer of a model, or None."""
-        wanted = model_key(model)
-        return next((each for each in self.offers if model_key(each.model_id) == wanted), None)
+        if self._offers_of is not self.record:
+            self._offers_of = self.record
+            self._offers = {model_key(each.model_id): each for each in self.offers}
+        return self._offers.get(model_key(model))
 
     def health_of(self, model: str) -> Health:
         """Return what we measured of it for a model."""

@@ -127,7 +127,7 @@ class Purse:
         refusals_count: How often in a row the host refused what we showed it.
         refused_until_ns: Monotonic; before it the host gets no request.
         must_show: Whether the allowance is to be shown again then.
-        reserved: Per open request, what it needs at least.
+        reserved: Per open request, what it needs at least; ``reserved_micros`` is their sum.
     """
 
     host: PeerId
@@ -143,6 +143,7 @@ class Purse:
     refused_until_ns: int = 0
     must_show: bool = False
     reserved: dict[RequestId, int] = field(default_factory=dict)
+    reserved_micros: int = 0
 
     @property
     def allowance_id(self) -> AllowanceId:
@@ -153,8 +154,7 @@ class Purse:
         """Return what no open request has reserved."""
         if self.current is None:
             return 0
-        headroom = self.account.headroom_micros(self.allowance_id)
-        return headroom - sum(self.reserved.values())
+        return self.account.headroom_micros(self.allowance_id) - self.reserved_micros
 
     def is_live(self, wall_ns: int) -> bool:
         """Return whether new requests may name the allowance."""
@@ -226,13 +226,16 @@ class Wallet:
         if quote.is_free:
             return NO_ALLOWANCE
         purse = self.purse(host)
-        purse.reserved[request_id] = start_micros(quote, body_bytes=body_bytes)
+        need = start_micros(quote, body_bytes=body_bytes)
+        purse.reserved[request_id] = need
+        purse.reserved_micros += need
         self.top_up(purse, bound)
         return purse.allowance_id
 
     def release(self, host: PeerId, request_id: RequestId) -> None:
         """Let go of what was set aside; what is owed by now stands in the account."""
-        self.purse(host).reserved.pop(request_id, None)
+        purse = self.purse(host)
+        purse.reserved_micros -= purse.reserved.pop(request_id, 0)
 
     def top_up(self, purse: Purse, wanted_micros: int = 0) -> None:
         """Order a raise if less than half of the allowance, or less than wanted, is left."""
