@@ -1,10 +1,15 @@
 """Engines that do other than they were asked."""
 
+import psutil
+import pytest
+import trio
+from engine_kit import Sink, open_llamacpp, request_body, wait_state
 from host_kit import body, open_world
 
 from p2p.errors import ErrorCode
 from p2p.types import FinishReason
 from peer.host.config import FakeSpec
+from peer.host.engines.api import EngineState
 from peer.host.request import RUNAWAY_TOKENS
 
 ENDLESS = FakeSpec(tokens=2000, token_s=0.001)
@@ -30,3 +35,28 @@ async def test_engine_that_does_not_stop_is_stopped(autojump_clock, tmp_path) ->
         assert answer.receipt.finish_reason is FinishReason.HOST_ERROR
         assert answer.receipt.completion_tokens == 10
         assert world.engine.aborted == 1
+
+
+@pytest.mark.sockets
+async def test_prompt_whose_client_is_gone_is_not_computed_to_its_end(tmp_path) -> None:
+    async with open_llamacpp(tmp_path) as engine:
+        await wait_state(engine, EngineState.READY)
+        process = psutil.Process(engine.pid)
+
+        def used_s() -> float:
+            return sum(process.cpu_times()[:2])
+
+        before_s, whole = used_s(), Sink()
+        engine.start(request_body("sea " * 450, max_tokens=1), whole)
+        await whole.over.wait()
+        assert whole.failure is None
+        whole_s = used_s() - before_s
+        aborted = Sink()
+        call = engine.start(request_body("lake " * 450, max_tokens=1), aborted)
+        before_s = used_s()
+        while used_s() == before_s:  # noqa: ASYNC110 - nothing tells when prefill began
+            await trio.sleep(0.01)
+        call.abort()
+        await trio.sleep(2 * whole_s)
+        assert not aborted.over.is_set()
+        assert used_s() - before_s < 0.6 * whole_s
