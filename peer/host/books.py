@@ -5,7 +5,7 @@ not before, and a batch of receipts is sent when it is.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from p2p import limits
@@ -14,26 +14,26 @@ from p2p.errors import ErrorCode, RemoteProtocolError
 from p2p.receipts.chain import encode_receipt
 from p2p.receipts.messages import (
     ALLOWANCE,
-    CLOSE,
     COSIGNATURE,
     RECEIPT_BATCH,
     VOUCHER,
     Allowance,
-    Close,
     Receipt,
     Voucher,
 )
 from p2p.receipts.tab import Customer
 from p2p.receipts.vouchers import VoucherOutcome
 from p2p.session.events import ErrorInfo
-from p2p.signing import SecretKey, Signed, seal, sealed, unseal
+from p2p.signing import SecretKey, Signed, sealed, unseal
 from p2p.types import GENESIS_HEAD, AllowanceId, Digest, NetworkId, PeerId, PublicKey, sha256
-from peer.host.journal import Earnings, Journal, StoredAllowance
+from peer.host.closes import Closes
+from peer.host.journal import Earnings, Journal, StoredAllowance, StoredClose
+from peer.host.journal_schema import Closed
 
 _LOG = logging.getLogger(__name__)
 
 BATCHES_AWAITING_COSIGN_MAX = 4096
-CUSTOMERS_COUNT_MAX = 100_000
+CUSTOMERS_COUNT_MAX = 20_000  # remembered; a few KiB each
 
 
 @dataclass(slots=True)
@@ -46,6 +46,7 @@ class Account:
         posted: What settlement has posted, by allowance.
         used_at_ns: When a voucher or a receipt last came, wall clock.
         writing_count: Vouchers that came and are not on disk yet.
+        is_linked: Whether a session uses it.
     """
 
     customer: Customer
@@ -53,6 +54,7 @@ class Account:
     posted: dict[AllowanceId, int] = field(default_factory=dict)
     used_at_ns: int = 0
     writing_count: int = 0
+    is_linked: bool = False
 
 
 class Books:
@@ -66,6 +68,7 @@ class Books:
         clock: WallClock,
         *,
         slots: int,
+        customers_max: int = CUSTOMERS_COUNT_MAX,
     ) -> None:
         self.key = key
         self.network_id = network_id
@@ -74,10 +77,13 @@ class Books:
         self.slots = slots
         self.settlement_keys: frozenset[PublicKey] = frozenset()
         self.earnings = Earnings()
+        self.closes = Closes(key)
+        self._customers_max = customers_max
         self.keys_wanted = False
         self._accounts: dict[bytes, Account] = {}
         self._by_allowance: dict[AllowanceId, Account] = {}
         self._signers: dict[Digest, PublicKey] = {}
+        self._refused: dict[AllowanceId, int] = {}
 
     # -- what was left -------------------------------------------------------------------------
 
@@ -104,6 +110,17 @@ class Books:
             account.posted[allowance_id] = each.posted_micros
             account.used_at_ns = self.clock()
             self._by_allowance[allowance_id] = account
+
+    def restore_closes(self, stored: Iterable[StoredClose]) -> None:
+        """Take up the allowances that were closed.
+
+        Raises:
+            RemoteProtocolError: If the journal holds what was never signed: it was tampered with.
+        """
+        for each in stored:
+            allowance = unseal(ALLOWANCE, each.envelope, network_id=self.network_id).value
+            self.closes.add(allowance, each.final_cum_micros, is_submitted=each.is_submitted)
+        self.closes.prune(self.clock())
 
     def free_account(self) -> Account:
         """Return a fresh account for requests at zero price, which lives with its session."""
@@ -151,11 +168,24 @@ class Books:
             return "it is for another wallet than the one that this session proved"
         if now_ns > value.expires_at_ns + limits.CLOCK_SKEW_NS_MAX:
             return "it has expired"
+        if value.allowance_id in self.closes:
+            return "it is closed"
         if value.issued_at_ns > now_ns + limits.CLOCK_SKEW_NS_MAX:
             return "it is from the future: check the clocks"
-        if len(self._accounts) >= CUSTOMERS_COUNT_MAX:
+        if value.pseudonym not in self._accounts and not self._make_room():
             return "this host has too many customers"
         return ""
+
+    def _make_room(self) -> bool:
+        """Forget the oldest customer who has nothing here any more and owes us nothing."""
+        if len(self._accounts) < self._customers_max:
+            return True
+        for pseudonym, account in self._accounts.items():
+            customer = account.customer
+            if not (account.is_linked or customer.allowance_ids() or customer.defaults_count):
+                del self._accounts[pseudonym]
+                return True
+        return False
 
     def _account_of(self, allowance: Allowance) -> Account:
         account = self._accounts.get(allowance.pseudonym)
@@ -300,12 +330,21 @@ class Books:
             for allowance_id, account in self._by_allowance.items()
         )
 
-    def wants_settling(self) -> bool:
-        """Return whether a quarter of any allowance is vouched for and not posted."""
+    def wants_settling(self, *, is_leaving: bool) -> bool:
+        """Return whether a quarter of any allowance is vouched for and not posted.
+
+        Args:
+            is_leaving: Whether nothing new is served: then anything that can be ended counts.
+        """
+        if is_leaving and self.closable(self.clock(), limits.DAY_NS, is_leaving=True):
+            return True
         for allowance_id, account in self._by_allowance.items():
             allowance = account.customer.allowance(allowance_id)
-            unsettled = account.customer.paid_micros(allowance_id) - account.posted[allowance_id]
-            if allowance is not None and 4 * unsettled >= allowance.max_micros:
+            paid = account.customer.paid_micros(allowance_id)
+            unsettled = paid - account.posted[allowance_id]
+            if allowance is None or self._refused.get(allowance_id) == paid:
+                continue  # a refused voucher goes again with the others, not at once
+            if 4 * unsettled >= allowance.max_micros or (is_leaving and unsettled > 0):
                 return True
         return False
 
@@ -316,36 +355,83 @@ class Books:
             account.posted[allowance_id] = cum_micros
             self.journal.mark_posted(allowance_id, cum_micros)
 
-    def closable(self, now_ns: int, idle_ns: int) -> tuple[AllowanceId, ...]:
-        """Return allowances that are posted as far as they are paid, and unused for a while."""
+    def refused(self, voucher: Voucher) -> None:
+        """Note that settlement does not pay a voucher; a higher one may fare better."""
+        if voucher.allowance_id in self._by_allowance:
+            self._refused[voucher.allowance_id] = voucher.cum_micros
+
+    def closable(self, now_ns: int, idle_ns: int, *, is_leaving: bool) -> tuple[AllowanceId, ...]:
+        """Return allowances that are posted as far as they are paid and needed no more.
+
+        Args:
+            now_ns: Wall clock.
+            idle_ns: So long unused, an allowance goes even if not all is paid.
+            is_leaving: Whether nothing new is served: then it goes as soon as all is paid.
+        """
         return tuple(
             allowance_id
             for allowance_id, account in self._by_allowance.items()
-            if not account.customer.has_open(allowance_id)
+            if self._is_posted(allowance_id, account)
+            and (
+                now_ns - account.used_at_ns > idle_ns
+                or (is_leaving and self._is_paid(allowance_id, account))
+            )
+        )
+
+    def _is_posted(self, allowance_id: AllowanceId, account: Account) -> bool:
+        return (
+            not account.customer.has_open(allowance_id)
+            and not account.writing_count
             and not account.waiting.get(allowance_id)
             and account.customer.paid_micros(allowance_id) <= account.posted[allowance_id]
-            and now_ns - account.used_at_ns > idle_ns
         )
 
-    def sign_close(self, allowance_id: AllowanceId) -> bytes:
-        """Return our word that nothing more will come under an allowance."""
+    def _is_paid(self, allowance_id: AllowanceId, account: Account) -> bool:
+        customer = account.customer
+        return customer.owed_micros(allowance_id) <= customer.paid_micros(allowance_id)
+
+    def close(self, allowance_id: AllowanceId) -> bytes:
+        """Give our word that nothing more will come under an allowance; return it, signed.
+
+        From here on nothing is served under it. It may leave when the journal has it.
+        """
         account = self._by_allowance[allowance_id]
-        close = Close(
-            network_id=self.network_id,
-            allowance_id=allowance_id,
-            host_peer_id=self.key.peer_id,
-            final_cum_micros=account.customer.paid_micros(allowance_id),
-        )
-        return seal(self.key, CLOSE, close)
+        allowance = account.customer.allowance(allowance_id)
+        assert allowance is not None
+        paid = account.customer.paid_micros(allowance_id)
+        envelope = self.closes.add(allowance, paid, is_submitted=False)
+        self._forget(allowance_id)
+        self.journal.mark_closed(allowance_id, Closed.SIGNED)
+        return envelope
 
-    def closed(self, allowance_id: AllowanceId) -> Account | None:
-        """Forget an allowance that settlement has closed; return whose it was."""
-        account = self._by_allowance.pop(allowance_id, None)
-        if account is not None:
-            account.posted.pop(allowance_id, None)
-            account.customer.remove_allowance(allowance_id)
-            self.journal.mark_closed(allowance_id)
-        return account
+    def closes_submitted(self, allowance_ids: Sequence[AllowanceId]) -> None:
+        """Note that settlement has heard of closes, whatever it said."""
+        self.closes.submitted(allowance_ids)
+        for allowance_id in allowance_ids:
+            self.journal.mark_closed(allowance_id, Closed.SUBMITTED)
+
+    def prune(self, now_ns: int) -> None:
+        """Forget what can't be settled any more."""
+        self.closes.prune(now_ns)
+        over = [
+            (allowance_id, account)
+            for allowance_id, account in self._by_allowance.items()
+            if (allowance := account.customer.allowance(allowance_id)) is not None
+            and allowance.settle_by_ns < now_ns
+            and not account.customer.has_open(allowance_id)
+        ]
+        for allowance_id, account in over:
+            lost = account.customer.paid_micros(allowance_id) - account.posted[allowance_id]
+            if lost > 0:
+                _LOG.warning("%d micro-dollars were not settled in time and are lost", lost)
+            self._forget(allowance_id)
+
+    def _forget(self, allowance_id: AllowanceId) -> None:
+        account = self._by_allowance.pop(allowance_id)
+        account.posted.pop(allowance_id, None)
+        account.waiting.pop(allowance_id, None)
+        account.customer.remove_allowance(allowance_id)
+        self._refused.pop(allowance_id, None)
 
     @property
     def host_id(self) -> PeerId:

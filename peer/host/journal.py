@@ -79,6 +79,15 @@ class StoredAllowance:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredClose:
+    """One closed allowance: the envelope is the allowance's."""
+
+    envelope: bytes
+    final_cum_micros: int
+    is_submitted: bool
+
+
+@dataclass(frozen=True, slots=True)
 class StoredBatch:
     """One signed batch with its receipts and what the gateway said to it."""
 
@@ -170,9 +179,9 @@ class Journal:
         """Note how much of an allowance settlement has posted."""
         self._put(sql.MARK_POSTED, (posted_micros, allowance_id))
 
-    def mark_closed(self, allowance_id: AllowanceId) -> None:
-        """Note that an allowance is closed."""
-        self._put(sql.MARK_CLOSED, (allowance_id,))
+    def mark_closed(self, allowance_id: AllowanceId, state: sql.Closed) -> None:
+        """Note that an allowance is closed, and whether settlement knows."""
+        self._put(sql.MARK_CLOSED, (state, allowance_id))
 
     def mark_submitted(self, batch: StoredBatch) -> None:
         """Note that settlement has a batch, with its cosignature or without."""
@@ -192,6 +201,11 @@ class Journal:
         """Return the allowances that can still be settled."""
         rows = await self._read(sql.LOAD_ALLOWANCES, (now_ns,))
         return tuple(_stored_allowance(row) for row in rows)
+
+    async def load_closed(self, now_ns: int) -> tuple[StoredClose, ...]:
+        """Return the closed allowances that could have been settled still."""
+        rows = await self._read(sql.LOAD_CLOSED, (now_ns,))
+        return tuple(StoredClose(_bytes(a), _int(b), bool(_int(c))) for a, b, c in rows)
 
     async def load_earnings(self, day: int) -> Earnings:
         """Return the sums over all vouchers, and of one UTC day."""

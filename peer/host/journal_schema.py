@@ -5,6 +5,14 @@ import enum
 import sqlite_utils
 
 
+class Closed(enum.IntEnum):
+    """Where the end of an allowance stands: our word is given before settlement has it."""
+
+    NOT = 0
+    SIGNED = 1
+    SUBMITTED = 2
+
+
 class Submitted(enum.IntEnum):
     """What settlement has of a batch; without the cosignature it goes again once there is one."""
 
@@ -94,7 +102,10 @@ LOAD_ALLOWANCES = """SELECT a.envelope, v.envelope,
   WHERE a.settle_by_ns > ? AND NOT a.closed"""
 MARK_POSTED = """UPDATE allowances SET posted_micros = max(posted_micros, ?)
   WHERE allowance_id = ?"""
-MARK_CLOSED = "UPDATE allowances SET closed = 1 WHERE allowance_id = ?"
+LOAD_CLOSED = f"""SELECT a.envelope, coalesce(v.cum_micros, 0), a.closed = {Closed.SUBMITTED}
+  FROM allowances a LEFT JOIN vouchers v ON v.allowance_id = a.allowance_id
+  WHERE a.settle_by_ns > ? AND a.closed ORDER BY a.settle_by_ns"""
+MARK_CLOSED = "UPDATE allowances SET closed = max(closed, ?) WHERE allowance_id = ?"
 
 ADD_EARNINGS = """INSERT INTO earnings (day, micros)
   SELECT ?1, max(0, ?2 - coalesce((SELECT cum_micros FROM vouchers WHERE allowance_id = ?3), 0))

@@ -128,6 +128,7 @@ class HostLink:
                     timer.cancel()
             if self.account is not None:
                 self.account.customer.link_lost()
+                self.account.is_linked = False
         self._server.link_over(self)
 
     def flush(self) -> None:
@@ -185,6 +186,9 @@ class HostLink:
             vouchers = self._server.books.vouchers_of(self.wallet_key)
         now_ns = self._server.now_ns()
         self.session.send_hello(clock_ns=now_ns, vouchers=vouchers, slots=self._server.books.slots)
+        if self.wallet_key is not None:
+            for envelope in self._server.books.closes.of_wallet(self.wallet_key):
+                self.session.send_close(envelope)  # it may have been away when we closed them
         offset_ns = hello.clock_ns - now_ns
         if abs(offset_ns) > limits.CLOCK_SKEW_NS_MAX:
             message = f"our clocks are {abs(offset_ns) / limits.SECOND_NS:.0f} s apart"
@@ -230,6 +234,7 @@ class HostLink:
         if self.account is None:
             self._server.claim_account(self, account)
             self.account = account
+            account.is_linked = True
         elif account is not self.account:
             message = "an allowance of another customer than this session's"
             code = ErrorCode.ALLOWANCE_REFUSED
@@ -340,6 +345,9 @@ class HostLink:
         """Forget a request; put its receipt into the chain and into the next batch."""
         del self.requests[request.origin.channel]
         self._held.pop(request, None)
+        if not self._held and self._unpaid_timer is not None:
+            self._unpaid_timer.cancel()  # whoever is held next has the whole time
+            self._unpaid_timer = None
         if request.window_timer is not None:
             request.window_timer.cancel()
             request.window_timer = None

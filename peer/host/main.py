@@ -228,6 +228,7 @@ class _Host:
             self._key, config.network.network_id, journal, self._clock, slots=config.slots
         )
         books.restore(await journal.load_allowances(now_ns))
+        books.restore_closes(await journal.load_closed(now_ns))
         books.earnings = await journal.load_earnings(now_ns // limits.DAY_NS)
         return books
 
@@ -250,6 +251,7 @@ class _Host:
 
         settler.on_clock = set_clock
         settler.on_closed = send_close
+        settler.is_leaving = lambda: server.is_drained and not server.open_requests
         return server
 
     def _make_announcer(

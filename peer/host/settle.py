@@ -48,6 +48,8 @@ class Settler:
         last_settled_at_ns: Wall clock, or 0.
         detail: What went wrong, or empty.
         owner_tag: For the record, or empty.
+        on_closed: Called with an allowance that we closed, and our word that it is.
+        is_leaving: Whether nothing runs and nothing new will, so that allowances can go.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Settler:
         self.owner_tag = b""
         self.on_clock: Callable[[int], None] = lambda offset_ns: None
         self.on_closed: Callable[[AllowanceId, bytes], None] = lambda allowance_id, envelope: None
+        self.is_leaving: Callable[[], bool] = lambda: False
 
     async def restore(self) -> None:
         """Take up what the journal has of settlement, so that we can start without it."""
@@ -134,7 +137,7 @@ class Settler:
             if self._books.keys_wanted:
                 self._books.keys_wanted = False
                 await self.knock()
-            if self._books.wants_settling():
+            if self._books.wants_settling(is_leaving=self.is_leaving()):
                 self.want()
 
     async def _settle_on(self) -> None:
@@ -199,6 +202,7 @@ class Settler:
         for voucher, result in zip(vouchers, results, strict=True):
             self._books.posted(voucher.value.allowance_id, result.cum_micros)
             if result.outcome is VoucherOutcome.REFUSED:
+                self._books.refused(voucher.value)
                 _LOG.warning("settlement refused a voucher: %s", result.reason)
 
     async def _submit_batches(self, *, everything: bool) -> None:
@@ -206,8 +210,8 @@ class Settler:
         before_ns = now_ns + limits.DAY_NS if everything else now_ns - COSIGN_WAIT_NS
         while True:
             batches = await self._journal.batches_to_submit(before_ns, BATCHES_AT_ONCE_COUNT)
-            if not batches:
-                return
+            if not batches or self._journal.trouble:
+                return  # what can't be marked as submitted would come again and again
             results = await self._client.receipts([_item_of(batch) for batch in batches])
             for batch, result in zip(batches, results, strict=True):
                 if result.outcome in (ReceiptOutcome.REFUSED, ReceiptOutcome.DIFFERENT):
@@ -215,16 +219,27 @@ class Settler:
                 self._journal.mark_submitted(batch)
 
     async def _submit_closes(self) -> None:
-        closable = self._books.closable(self._books.clock(), CLOSE_IDLE_NS)
-        if not closable:
+        await self._close_idle()
+        pending = self._books.closes.to_submit()
+        if not pending or self._journal.trouble:
             return
-        envelopes = [self._books.sign_close(allowance_id) for allowance_id in closable]
-        results = await self._client.closes(envelopes)
-        for allowance_id, envelope, result in zip(closable, envelopes, results, strict=True):
+        results = await self._client.closes([envelope for _, envelope in pending])
+        for result in results:
             if result.outcome is CloseOutcome.REFUSED:
                 _LOG.warning("settlement refused a close: %s", result.reason)
-                continue
-            self._books.closed(allowance_id)
+        self._books.closes_submitted([allowance_id for allowance_id, _ in pending])
+
+    async def _close_idle(self) -> None:
+        """Close what is not used any more; no word of it leaves before the journal has it."""
+        now_ns = self._books.clock()
+        self._books.prune(now_ns)
+        if not self.is_reachable or self._journal.trouble:
+            return  # without settlement no gateway could get another allowance
+        is_leaving = self.is_leaving()
+        closable = self._books.closable(now_ns, CLOSE_IDLE_NS, is_leaving=is_leaving)
+        closed = [(each, self._books.close(each)) for each in closable]
+        await self._journal.flush()
+        for allowance_id, envelope in closed:
             self.on_closed(allowance_id, envelope)
 
     def _answered(self) -> None:

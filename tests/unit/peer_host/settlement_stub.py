@@ -27,7 +27,12 @@ ROOT, SETTLEMENT, WALLET, GATEWAY = key("root"), key("settlement"), key("wallet"
 
 @dataclass
 class FakeSettlement(httpx.AsyncBaseTransport):
-    """Answers what a host asks; keeps what it got."""
+    """Answers what a host asks; keeps what it got.
+
+    Attributes:
+        delay_s: Before each answer.
+        refuses_vouchers: Every voucher is refused for good.
+    """
 
     clock: Callable[[], int]
     offset_ns: int = 0
@@ -38,10 +43,13 @@ class FakeSettlement(httpx.AsyncBaseTransport):
     keys: tuple[PublicKey, ...] = (SETTLEMENT.public,)
     enrolments: int = 0
     calls: int = 0
+    delay_s: float = 0.0
+    refuses_vouchers: bool = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         await trio.lowlevel.checkpoint()
         self.calls += 1
+        await trio.sleep(self.delay_s)
         if not self.is_up:
             raise httpx.ConnectError("down", request=request)
         content = json.loads(await request.aread() or b"{}")
@@ -75,9 +83,9 @@ class FakeSettlement(httpx.AsyncBaseTransport):
             results.append(
                 {
                     "allowance_id": voucher.value.allowance_id.hex(),
-                    "outcome": "posted",
-                    "posted_micros": voucher.value.cum_micros,
-                    "cum_micros": voucher.value.cum_micros,
+                    "outcome": "refused" if self.refuses_vouchers else "posted",
+                    "posted_micros": 0 if self.refuses_vouchers else voucher.value.cum_micros,
+                    "cum_micros": 0 if self.refuses_vouchers else voucher.value.cum_micros,
                     "reason": "",
                 }
             )

@@ -19,6 +19,7 @@ from p2p.signing import sealed
 from p2p.testing import money
 from p2p.types import RequestId, sha256
 from peer.host.journal import JournalError, open_journal
+from peer.host.journal_schema import Closed
 
 DAY = 20_000
 _WRITER = """
@@ -68,8 +69,12 @@ async def test_allowance_settled_or_closed_is_not_loaded(tmp_path) -> None:
         journal.put_allowance(allowance)
         assert len(await journal.load_allowances(money.NOW_NS)) == 1
         assert not await journal.load_allowances(allowance.value.settle_by_ns)
-        journal.mark_closed(allowance.value.allowance_id)
+        journal.mark_closed(allowance.value.allowance_id, Closed.SIGNED)
         assert not await journal.load_allowances(money.NOW_NS)
+        (closed,) = await journal.load_closed(money.NOW_NS)
+        assert (closed.envelope, closed.is_submitted) == (allowance.envelope, False)
+        journal.mark_closed(allowance.value.allowance_id, Closed.SUBMITTED)
+        assert (await journal.load_closed(money.NOW_NS))[0].is_submitted
 
 
 async def test_batch_is_submitted_when_cosigned_or_old_and_again_when_cosigned(tmp_path) -> None:
