@@ -73,6 +73,22 @@ def test_daemon_that_cannot_write_its_data_directory_says_so(name: str, join_fil
     assert "Traceback" not in result.stderr
 
 
+def test_settlement_that_cannot_write_its_data_directory_says_so():
+    result = sparewatt(
+        "settlement",
+        "init",
+        "--data",
+        "/proc/sparewatt",
+        "--network-id",
+        "t-1",
+        "--url",
+        "http://x",
+    )
+    assert result.returncode == 1
+    assert "/proc/sparewatt" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize("name", ["relay", "host", "gateway"])
 def test_daemon_with_a_key_that_others_may_read_says_how_to_mend_it(
     name: str, join_file: Path, tmp_path: Path
@@ -86,11 +102,14 @@ def test_daemon_with_a_key_that_others_may_read_says_how_to_mend_it(
     assert "Traceback" not in result.stderr
 
 
-def test_daemon_in_a_data_directory_in_use_names_the_other(join_file: Path, tmp_path: Path):
-    command = daemon("relay", join_file, tmp_path / "relay", 0)
-    ready = tmp_path / "relay" / "ready.json"
+@pytest.mark.parametrize("name", ["relay", "host", "gateway"])
+def test_daemon_in_a_data_directory_in_use_names_the_other(
+    name: str, join_file: Path, tmp_path: Path
+):
+    command = daemon(name, join_file, tmp_path / name, 0)
+    ready = tmp_path / name / "ready.json"
     with running(*command) as first:
-        wait_until(ready.exists, START_SECONDS_MAX, "the relay did not start")
+        wait_until(ready.exists, START_SECONDS_MAX, f"the {name} did not start")
         result = sparewatt(*command, within_s=60)
         assert result.returncode == 1
         assert f"in use by pid {first.pid}" in result.stderr
