@@ -38,6 +38,7 @@ _LOG = logging.getLogger(__name__)
 LINKS_COUNT_MAX = 4096
 DEFAULT_REQUEST_MS = 5_000
 RECENT_REQUESTS_COUNT = 32
+TOKEN_BYTES_MAX = 256  # beyond it per token of context, a body isn't worth the engine's count
 
 
 class HostServer:
@@ -201,7 +202,7 @@ class HostServer:
     def _judge(self, link: HostLink, event: RequestReceived) -> Origin | ErrorInfo:
         """Return the request's origin if it may come in, with its account opened for it."""
         request, now_ns = event.request, self.now_ns()
-        refusal = refusal_of_state(*self.state) or self._refusal_of_rush()
+        refusal = refusal_of_state(*self.state) or self._refusal_of_rush(link)
         if refusal is not None:
             return refusal
         quote = self._quotes.find(request.quote_id, now_ns)
@@ -222,9 +223,11 @@ class HostServer:
         tokens_max = prepared.output_tokens_max * request.choices
         return Origin(event.channel, request, quote, account, prepared.body, tokens_max, now_ns)
 
-    def _refusal_of_rush(self) -> ErrorInfo | None:
+    def _refusal_of_rush(self, link: HostLink) -> ErrorInfo | None:
         ahead = self.queue.waiting + self._counting
-        if self.queue.busy + ahead < self.queue.slots + self.queue.queue_max:
+        room = self.queue.slots + self.queue.queue_max
+        # Those who wait for a voucher hold no place in the line, but their bodies are in memory.
+        if self.queue.busy + ahead < room and len(link.requests) < room:
             return None
         wait_ms = retry_after_ms(ahead, self.queue.slots, self._request_ms())
         message = f"all {self.queue.slots} slots are busy and {ahead} requests wait"
@@ -248,6 +251,13 @@ class HostServer:
         if offered is None:
             message = f"{quote.model_id} is no longer on offer here"
             return ErrorInfo(code=ErrorCode.MODEL_NOT_FOUND, message=message)
+        context_tokens = offered.offer.context_tokens
+        if len(event.request.body) > context_tokens * TOKEN_BYTES_MAX:
+            message = (
+                f"the request is far longer than this host's context of {context_tokens} tokens"
+            )
+            code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
+            return ErrorInfo(code=code, message=message, param="messages")
         bounds = EngineLimits(offered.model.name, offered.offer.output_tokens_max)
         prepared = prepare_request(self.engine.parameter_table, event.request.body, bounds)
         if isinstance(prepared, ErrorInfo):

@@ -8,9 +8,10 @@ from host_kit import body, open_world
 
 from p2p.errors import ErrorCode
 from p2p.types import FinishReason
-from peer.host.config import FakeSpec
+from peer.host.config import DEFAULT_CONTEXT_TOKENS, FakeSpec
 from peer.host.engines.api import EngineState
 from peer.host.request import RUNAWAY_TOKENS
+from peer.host.serve import TOKEN_BYTES_MAX
 
 ENDLESS = FakeSpec(tokens=2000, token_s=0.001)
 
@@ -35,6 +36,29 @@ async def test_engine_that_does_not_stop_is_stopped(autojump_clock, tmp_path) ->
         assert answer.receipt.finish_reason is FinishReason.HOST_ERROR
         assert answer.receipt.completion_tokens == 10
         assert world.engine.aborted == 1
+
+
+async def test_request_far_beyond_the_context_is_refused_before_it_is_counted(
+    autojump_clock, tmp_path
+) -> None:
+    async with open_world(tmp_path) as world:
+        long = "a" * (DEFAULT_CONTEXT_TOKENS * TOKEN_BYTES_MAX)
+        answer = world.gateway.ask(body(long), world.gateway.allow())
+        await answer.over.wait()
+        assert answer.error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+        assert "far longer" in answer.error.message
+
+
+async def test_requests_that_wait_for_a_voucher_are_bounded_per_link(
+    autojump_clock, tmp_path
+) -> None:
+    async with open_world(tmp_path, slots=2, queue_max=3) as world:
+        gateway = world.gateway
+        gateway.pays = False
+        allowance_id = gateway.allow()
+        answers = [gateway.ask(body("word " * 400), allowance_id) for _ in range(9)]
+        await gateway.wait(lambda: sum(each.error is not None for each in answers) == 4)
+        assert {each.error.code for each in answers if each.error} == {ErrorCode.BUSY}
 
 
 @pytest.mark.sockets
