@@ -13,7 +13,7 @@ import trio
 from p2p import limits
 from p2p.limits import SECOND_NS
 from p2p.types import PublicKey
-from peer.gateway.journal import Journal
+from peer.gateway.journal import Journal, JournalError
 from peer.gateway.wallet import SettlementPort
 from peer.settlement_client import (
     NetworkStatus,
@@ -57,12 +57,11 @@ class Books:
         """Join the account of a code, once; return whether there is no need to try again."""
         if code is None:
             return True
-        known = await self.journal.load_meta(META_ENROLLED)
-        if known == code.encode():
-            return True
         try:
+            if await self.journal.load_meta(META_ENROLLED) == code.encode():
+                return True
             account = await self.enrol(code)
-        except SettlementUnreachableError as error:
+        except (SettlementUnreachableError, JournalError) as error:
             self.enrol_trouble = str(error)
             return False
         except SettlementRefusedError as error:
@@ -127,6 +126,8 @@ class Books:
             LOG.info("settlement can't be reached: %s", error)
         except SettlementRefusedError as error:
             LOG.warning("settlement refused what we submitted: %s", error)
+        except JournalError as error:
+            LOG.warning("%s", error)
 
     async def _submit_vouchers(self) -> None:
         items = await self.journal.vouchers_to_submit(SUBMIT_VOUCHERS_MAX)
@@ -138,10 +139,15 @@ class Books:
             self.journal.mark_posted(allowance_id, max(cum_micros, result.cum_micros))
 
     async def _submit_receipts(self) -> None:
-        batches = await self.journal.batches_to_submit(SUBMIT_BATCHES_MAX)
-        if not batches:
-            return
-        items = [ReceiptItem(each.receipts, each.envelope, each.cosignature) for each in batches]
-        for batch, result in zip(batches, await self.settlement.receipts(items), strict=True):
-            self.journal.mark_submitted(batch.digest)
-            LOG.debug("batch %s: %s", batch.digest.hex()[:12], result.outcome)
+        """Submit all batches: one busy host makes twenty of them each second."""
+        while True:
+            batches = await self.journal.batches_to_submit(SUBMIT_BATCHES_MAX)
+            if not batches or self.journal.trouble:
+                return  # what can't be marked as submitted would come again and again
+            items = [
+                ReceiptItem(each.receipts, each.envelope, each.cosignature) for each in batches
+            ]
+            results = await self.settlement.receipts(items)
+            for batch, result in zip(batches, results, strict=True):
+                self.journal.mark_submitted(batch.digest)
+                LOG.debug("batch %s: %s", batch.digest.hex()[:12], result.outcome)

@@ -200,6 +200,7 @@ class Discovery:
             await trio.sleep(min(RETRY_S_MIN * 2**failures, RETRY_S_MAX))
             if failures:
                 await self._learn_addresses(host)
+        self._lost.pop(host.peer_id, None)
         if not host.is_banned:
             self.table.remove(host)
 

@@ -12,7 +12,7 @@ from peer.gateway.calls import KIND_REQUEST, Call
 from peer.gateway.dispatch import Dispatcher
 from peer.gateway.guard import Guard, bearer
 from peer.gateway.hosts import HostTable
-from peer.gateway.journal import Journal
+from peer.gateway.journal import Journal, JournalError
 from peer.gateway.keys import KeyInfo, KeyStore, shorten
 from peer.gateway.openai_api import parse_chat
 from peer.gateway.openai_errors import (
@@ -251,13 +251,16 @@ class GatewayHandler:
         self.spawn(lambda: self._answer_generation(visit, name.removeprefix("gen-")))
 
     async def _answer_generation(self, visit: _Visit, name: str) -> None:
-        entry = await self.journal.find_usage(name)
-        if entry is None:
-            error = invalid_request(
-                f"No generation '{name[:100]}' here.", code="not_found", status=404
-            )
-            return self._respond_error(visit, error)
-        proof = await self.journal.find_proof(bytes.fromhex(entry.request_id))
+        try:
+            entry = await self.journal.find_usage(name)
+            if entry is None:
+                unknown = f"No generation '{name[:100]}' here."
+                return self._respond_error(
+                    visit, invalid_request(unknown, code="not_found", status=404)
+                )
+            proof = await self.journal.find_proof(bytes.fromhex(entry.request_id))
+        except JournalError as error:
+            return self._respond_error(visit, not_serving(str(error)))
         return self._respond(visit, views.generation(entry, proof))
 
     # -- the way out -----------------------------------------------------------------------------

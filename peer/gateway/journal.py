@@ -19,7 +19,7 @@ import msgspec
 import sqlite_utils
 import trio
 
-from p2p.errors import DataDirectoryError
+from p2p.errors import DataDirectoryError, SparewattError
 from p2p.receipts.messages import Allowance, Receipt, ReceiptBatch, Voucher
 from p2p.signing import Signed
 from p2p.types import AllowanceId, Digest, PeerId, sha256
@@ -36,6 +36,10 @@ BUSY_S_MAX = 5.0
 Durable = Callable[[], None]
 Parameter = bytes | int | str | None
 _Write = tuple[str, tuple[Parameter, ...]]
+
+
+class JournalError(SparewattError):
+    """Raised when the journal can't be read."""
 
 
 class Runner(Protocol):
@@ -324,9 +328,12 @@ class Journal:
         """Return rows that include everything put before."""
         async with self._lock:
             await self._commit()
-            return await self.run_work(
-                lambda: self.connection.execute(statement, parameters).fetchall()
-            )
+            try:
+                return await self.run_work(
+                    lambda: self.connection.execute(statement, parameters).fetchall()
+                )
+            except sqlite3.Error as error:
+                raise JournalError(f"the journal can't be read: {error}") from error
 
 
 @contextlib.asynccontextmanager

@@ -36,6 +36,7 @@ LOG = logging.getLogger(__name__)
 
 QUOTE_MARGIN_NS = 30 * limits.SECOND_NS
 REASON_LENGTH_MAX = 200
+CANCEL_NS_MAX = 30 * limits.SECOND_NS  # for the end of a request that we gave up
 
 
 @dataclass(slots=True)
@@ -65,6 +66,7 @@ class HostLink:
         self._session = Session(Role.GATEWAY, network_id=context.network_id, now_ns=context.now())
         self._purse: Purse = context.wallet.purse(link.remote)
         self._channels: dict[int, _Channel] = {}
+        self._cancelled_ns: dict[int, int] = {}
         self._unbatched: dict[Digest, tuple[Receipt, bytes]] = {}
         self._opened_ns = context.now()
         self._heard_ns = self._opened_ns
@@ -137,6 +139,7 @@ class HostLink:
         held = self._channels.get(channel)
         if held is not None and not held.cancelled:
             held.cancelled = True
+            self._cancelled_ns[channel] = self._context.now()
             self._purse.account.cancel(held.request.request_id)
             self._session.cancel(channel)
             self._wake()
@@ -175,10 +178,19 @@ class HostLink:
             if now_ns - self._heard_ns >= limits.VOUCHER_IDLE_NS:
                 self._settle_up(idle=True)
             self._renew_quotes(now_ns)
+            self._give_up_unended(now_ns)
             if self._purse.must_show and now_ns >= self._purse.refused_until_ns:
                 self._purse.must_show = False
                 self.show_allowance()
             self._wake()
+
+    def _give_up_unended(self, now_ns: int) -> None:
+        """Drop a host that never ends what we cancelled: it holds our channel and our credit."""
+        oldest_ns = next(iter(self._cancelled_ns.values()), now_ns)
+        if now_ns - oldest_ns > CANCEL_NS_MAX:
+            LOG.warning("host %s does not end a cancelled request; its link ends", self.peer_id)
+            self._cancelled_ns.clear()
+            self._link.reset()
 
     def close(self, reason: str) -> None:
         """Say goodbye; what waits is written first."""
@@ -373,7 +385,7 @@ class HostLink:
             self.quotes.clear()
             self.ask_quotes(self._models)
         if event.final:
-            del self._channels[event.channel]
+            self._forget(event.channel)
             if self._over:
                 self._purse.account.fail(held.request.request_id)
             else:
@@ -388,7 +400,7 @@ class HostLink:
         # What is no receipt breaks the link; the channel stays, so that its owner hears of that.
         receipt = decode_receipt(event.receipt)
         fault = self._other_content(held, receipt)
-        del self._channels[event.channel]
+        self._forget(event.channel)
         refusal = self._purse.account.finish(
             held.request.request_id, receipt, is_disputed=bool(fault)
         )
@@ -412,6 +424,10 @@ class HostLink:
         if receipt.answer_hash != Digest(held.answer_hash.digest()):
             return "the receipt is of another answer"
         return ""
+
+    def _forget(self, channel: int) -> None:
+        del self._channels[channel]
+        self._cancelled_ns.pop(channel, None)
 
     def _release(self, request_id: RequestId) -> None:
         self._context.wallet.release(self.peer_id, request_id)

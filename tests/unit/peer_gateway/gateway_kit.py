@@ -190,6 +190,7 @@ class Script:
         raw: Sends this in place of an answer.
         wait_s: Before the first word; ``gap_s`` between words.
         hangs: Starts and says nothing more.
+        ignores_cancel: A request that was given up goes on.
         quote_factor: The quote's price, as a multiple of the record's.
         receipt_change: Changes the receipt before it is sent.
     """
@@ -203,6 +204,7 @@ class Script:
     overcount: int = 1
     raw: bytes | None = None
     hangs: bool = False
+    ignores_cancel: bool = False
     quote_factor: int = 1
     slots: int = 4
     refuses_allowances: bool = False
@@ -326,7 +328,7 @@ class _HostEnd:
                 host.nursery.start_soon(self.serve, channel, request)
             case events.RequestCancelled(channel):
                 host.cancelled += 1
-                if channel in self.scopes:
+                if channel in self.scopes and not host.script.ignores_cancel:
                     self.scopes[channel].cancel()
 
     def send_quote(self, model_id: str) -> None:

@@ -1,0 +1,97 @@
+"""What a gateway survives: a disk that can't be read, a host that never ends, a long backlog."""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import trio
+from gateway_kit import Script, chat, open_world
+from trio.testing import MockClock
+
+from p2p.receipts.chain import ReceiptChain, encode_receipt
+from p2p.receipts.cost import Usage
+from p2p.receipts.messages import RECEIPT_BATCH
+from p2p.signing import sealed
+from p2p.testing import money
+from p2p.types import AllowanceId, RequestId
+from peer.gateway.books import SUBMIT_BATCHES_MAX, Books
+from peer.gateway.journal import Journal, JournalError
+
+ResultT = TypeVar("ResultT")
+
+
+async def broken_disk(work: Callable[[], ResultT], /) -> ResultT:
+    await trio.lowlevel.checkpoint()
+    raise sqlite3.OperationalError("disk I/O error")
+
+
+def make_books(journal: Journal, settlement) -> Books:
+    async def nobody(*_: object) -> str:
+        raise AssertionError
+
+    return Books(journal, settlement, nobody, nobody)
+
+
+async def test_journal_that_cannot_be_read_stops_no_task(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(tmp_path) as world:
+        disk, world.journal.run_work = world.journal.run_work, broken_disk
+        with pytest.raises(JournalError, match="can't be read"):
+            await world.journal.find_usage("x")
+        books = make_books(world.journal, world.settlement)
+        await books.submit()
+        assert not await books.join("code")
+        assert "can't be read" in books.enrol_trouble
+        world.journal.run_work = disk
+
+
+async def test_books_submit_a_long_backlog_at_once(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(tmp_path) as world:
+        count = 2 * SUBMIT_BATCHES_MAX + 1
+        chain = ReceiptChain(AllowanceId(bytes(16)), money.HOST.peer_id, money.NETWORK)
+        for number in range(count):
+            ending = money.Ending(money.quote(), Usage(1))
+            receipt = money.receipt(RequestId(number.to_bytes(16, "big")), chain, ending)
+            batch = sealed(money.HOST, RECEIPT_BATCH, chain.take_batch(signed_at_ns=money.NOW_NS))
+            body = encode_receipt(receipt)
+            world.journal.put_batch(batch, [(receipt, body)], b"cosigned", durable=None)
+        await make_books(world.journal, world.settlement).submit()
+        assert len(world.settlement.submitted_receipts) == count
+
+
+async def test_books_submit_no_more_than_once_while_the_disk_takes_no_writes(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(tmp_path, first=Script()) as world:
+        await world.ask(chat(), folds=True).wait()
+        await world.wait_settled()
+        await world.journal.flush()
+        world.journal.connection.execute("PRAGMA query_only = ON")
+        with trio.fail_after(60):
+            await make_books(world.journal, world.settlement).submit()
+        assert len(world.settlement.submitted_receipts) <= 1
+        world.journal.connection.execute("PRAGMA query_only = OFF")
+
+
+async def test_link_of_a_host_that_never_ends_a_cancelled_request_is_dropped(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(tmp_path) as world:
+        host = await world.add_host("a", Script(hangs=True, ignores_cancel=True))
+        await world.wait_ready(host)
+        client = world.ask(chat(stream=True))
+        await trio.sleep(2)
+        client.ticket.cancel()
+        await trio.sleep(20)
+        dispatcher, purse = world.parts.core.dispatcher, world.parts.core.wallet.purses()[0]
+        assert dispatcher.unsettled_count == len(purse.reserved) == 1
+        await trio.sleep(15)
+        assert dispatcher.unsettled_count == len(purse.reserved) == purse.reserved_micros == 0
+        host.script = Script()
+        await world.wait_ready(host)
+        assert (await world.ask(chat(), folds=True).wait()).error is None
