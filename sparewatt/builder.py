@@ -6,6 +6,7 @@ codes) is made before the first of them starts, so that all can start at once.
 
 import contextlib
 import secrets
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -84,10 +85,7 @@ class LocalNetwork:
                 network_id = f"local-{secrets.token_hex(4)}"
                 layout = Layout(network_id=network_id, base_port=base_port, hosts=tuple(hosts))
             elif any(record.find() for record in layout.processes):
-                raise Problem(
-                    f"the network in {self.data_dir} is running",
-                    f"sparewatt status --data {self.data_dir}; add hosts with add-node",
-                )
+                raise _running_problem(self.data_dir, layout)
             layout = replace(layout, base_port=base_port or layout.base_port, processes=())
             try:
                 return self._start(layout)
@@ -108,7 +106,7 @@ class LocalNetwork:
             if not any(record.find() for record in layout.processes):
                 raise Problem(
                     f"the network in {self.data_dir} is down",
-                    f"sparewatt up --data {self.data_dir}",
+                    f"sparewatt up --data {shlex.quote(str(self.data_dir))}",
                 )
             kept = network_dir.read_secrets(self.data_dir)
             assert kept is not None
@@ -332,6 +330,21 @@ def _models(hosts: Sequence[HostPlan]) -> tuple[str, ...]:
     """Return what the hosts will offer, each once: what the gateway looks for from the start."""
     names = [name for plan in hosts for name in offered_models(plan.engine, model_id=plan.model_id)]
     return tuple(dict.fromkeys(names))
+
+
+def _running_problem(data_dir: Path, layout: Layout) -> Problem:
+    """Return why ``up`` can't: all of it runs, or a part of it still does."""
+    quoted = shlex.quote(str(data_dir))
+    dead = [record.name for record in layout.processes if record.find() is None]
+    if not dead:
+        return Problem(
+            f"the network in {data_dir} is running",
+            f"sparewatt status --data {quoted}; add hosts with add-node",
+        )
+    return Problem(
+        f"the network in {data_dir} is running, but without {', '.join(dead)}",
+        f"sparewatt down --data {quoted}, then up again; sparewatt logs says why it ended",
+    )
 
 
 def _is_linked(host: Mapping[str, object]) -> bool:
