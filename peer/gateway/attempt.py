@@ -121,6 +121,9 @@ class Attempt:
 
     def failed(self, error: ErrorInfo, *, final: bool) -> None:
         """Tell the request; a final failure ends the attempt too."""
+        if error.code is ErrorCode.CANCELLED and self.is_drained:
+            # Nobody here cancelled it (then we would not be live) or kept the host waiting.
+            error = ErrorInfo(code=ErrorCode.ENGINE_FAILED, message=error.message)
         self._break(error)
         if final:
             self._end(None)

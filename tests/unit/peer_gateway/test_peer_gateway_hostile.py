@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import trio
-from gateway_kit import Script, World, chat, open_world
+from gateway_kit import MODEL, Script, World, chat, open_world
 from trio.testing import MockClock
 
+from p2p.errors import ErrorCode
 from p2p.session import Session
+from p2p.session.events import ErrorInfo
 from p2p.types import Digest
 
 HEARD_S = 5.0
@@ -80,3 +82,48 @@ async def test_receipt_of_another_answer_is_disputed_under_its_batch(
         assert client.error is not None
         await world.wait_settled()
         assert host.cosignatures[0].value.different_request_ids == (host.requests[0].request_id,)
+
+
+async def test_host_that_cancels_what_nobody_cancelled_is_passed_over(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    quitter = Script(fail=ErrorInfo(code=ErrorCode.CANCELLED, message="not today"))
+    async with open_world(tmp_path) as world:
+        hosts = [await world.add_host("a", quitter), await world.add_host("b")]
+        await world.wait_ready(*hosts)
+        order = [host.peer_id for host in hosts]
+        client = await world.ask(chat(stream=True, provider={"order": order})).wait()
+        assert client.error is None
+        assert client.route is not None
+        assert client.route.host == hosts[1].peer_id
+        known = world.parts.core.table.get(hosts[0].peer_id)
+        assert known is not None
+        assert known.health_of(MODEL).failures_count == 1
+
+
+async def test_host_that_cancels_alone_is_its_own_fault(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    quitter = Script(fail=ErrorInfo(code=ErrorCode.CANCELLED, message="not today"))
+    async with open_world(tmp_path) as world:
+        await world.wait_ready(await world.add_host("a", quitter))
+        client = await world.ask(chat(stream=True)).wait()
+        assert client.error is not None
+        assert client.error.status == 502
+        assert "not today" in client.error.message
+
+
+async def test_host_that_ignores_max_tokens_is_banned_and_not_paid_for_the_rest(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(tmp_path) as world:
+        host = await world.add_host("a", Script(overcount=4))
+        await world.wait_ready(host)
+        client = await world.ask(chat(stream=True, max_tokens=8)).wait()
+        assert client.error is not None
+        await world.wait_settled()
+        known = world.parts.core.table.get(host.peer_id)
+        assert known is not None
+        assert known.is_banned
+        prompt_micros = len(host.requests[0].body) // 4
+        assert host.cum_micros <= prompt_micros + 2 * (8 + 1)
