@@ -1,7 +1,12 @@
 """What a gateway survives: a disk that can't be read, a host that never ends, a long backlog."""
 
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +25,33 @@ from peer.gateway.books import SUBMIT_BATCHES_MAX, Books
 from peer.gateway.journal import Journal, JournalError
 
 ResultT = TypeVar("ResultT")
+_WRITER = """
+import sys, trio
+from p2p.testing import money
+from peer.gateway.journal import open_journal
+from pathlib import Path
+async def main():
+    async with open_journal(Path(sys.argv[1])) as journal:
+        for number in range(1, 10**6):
+            left = trio.Event()
+            journal.put_voucher(money.voucher(number, number), durable=left.set)
+            await left.wait()
+            print(number, flush=True)
+trio.run(main)
+"""
+
+
+@pytest.mark.sockets
+def test_voucher_that_left_survives_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.sqlite3"
+    command = [sys.executable, "-c", _WRITER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        left = [int(writer.stdout.readline()) for _ in range(50)]
+        os.kill(writer.pid, signal.SIGKILL)
+        left += map(int, writer.stdout.read().split())
+    with closing(sqlite3.connect(path)) as database:
+        ((sequence,),) = database.execute("SELECT sequence FROM vouchers")
+    assert sequence >= max(left)
 
 
 async def broken_disk(work: Callable[[], ResultT], /) -> ResultT:
