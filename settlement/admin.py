@@ -29,9 +29,13 @@ from settlement.store_sqlite import SqliteStore
 ACCOUNT_NAME_CHARACTERS_MAX = 64
 CREDIT_ID_CHARACTERS_MAX = 64
 
+_NO_ACCOUNT = (
+    "there is no such account; an id looks like acct_45f975a4d14c1882, and "
+    "`sparewatt settlement account add NAME` makes one"
+)
 _CREDIT_REFUSALS = {
     CreditOutcome.CONFLICT: "this credit id was used for another account or amount",
-    CreditOutcome.NO_ACCOUNT: "there is no such account",
+    CreditOutcome.NO_ACCOUNT: _NO_ACCOUNT,
     CreditOutcome.OUT_OF_RANGE: (
         f"the amount must be at least 1, and all money together at most {limits.MICROS_MAX}"
         " micro-dollars"
@@ -164,7 +168,7 @@ def _add_token(store: Writing, issuer: Issuer, account_id: str, now_ns: int) -> 
 
 def _require_account(store: Writing, account_id: str) -> None:
     if store.account(account_id) is None:
-        raise AdminRefusedError("there is no such account")
+        raise AdminRefusedError(_NO_ACCOUNT)
 
 
 @contextlib.contextmanager

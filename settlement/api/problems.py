@@ -86,7 +86,7 @@ _ALLOWANCE_PROBLEMS = {
 }
 _ENROL_PROBLEMS = {
     EnrolOutcome.BAD_CODE: (403, "There is no such enrolment code."),
-    EnrolOutcome.CODE_USED: (409, "Another node used this enrolment code."),
+    EnrolOutcome.CODE_USED: (409, "Another node used this enrolment code; make a new one."),
     EnrolOutcome.CODE_EXPIRED: (403, "This enrolment code has expired; make a new one."),
     EnrolOutcome.WRONG_ROLE: (403, "This enrolment code is for another role."),
     EnrolOutcome.OTHER_ACCOUNT: (409, "This node belongs to another account or role."),

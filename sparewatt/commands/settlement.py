@@ -1,5 +1,7 @@
 """``sparewatt settlement``: the service, and its accounts."""
 
+import dataclasses
+import logging
 from pathlib import Path
 
 import click
@@ -9,10 +11,17 @@ from sparewatt.daemon import explained, ready_writer, set_up_log
 from sparewatt.options import PORT, dollars, read_dollars
 from sparewatt.problems import Problem
 
+LOG = logging.getLogger(__name__)
 CREDIT_ID_HELP = "A name for this credit; the same one again changes nothing."
 
 
-@click.group("settlement")
+@click.group(
+    "settlement",
+    epilog=example(
+        "sparewatt settlement init --network-id my-net --url http://203.0.113.7:8900 > join.json",
+        "sparewatt settlement serve",
+    ),
+)
 def settlement_command() -> None:
     """Run settlement; keep its accounts.
 
@@ -36,24 +45,25 @@ def settlement_command() -> None:
 def init_command(
     data_dir: Path, network_id: str, url: str, bootstrap: tuple[str, ...], models: tuple[str, ...]
 ) -> None:
-    """Make a network: its keys here, its network file on standard output.
+    """Make a network: its keys, and its file.
 
+    The keys stay in DIR; the network file goes to standard output.
     Safe to run again: the keys stay, so it also prints the file with other addresses.
     """
     from p2p.network import NetworkInfo
-    from p2p.types import ModelId, NetworkId
+    from p2p.types import KEY_BYTES, ModelId, NetworkId, PublicKey
     from settlement.keys import init_network
 
     with explained():
-        keys = init_network(data_dir, NetworkId(network_id))
-        info = NetworkInfo(
+        draft = NetworkInfo(  # refuses what is wrong before keys are made for it
             network_id=NetworkId(network_id),
-            root_key=keys.root_key,
+            root_key=PublicKey(bytes(KEY_BYTES)),
             settlement_url=url.rstrip("/"),
             bootstrap=bootstrap,
             models=tuple(ModelId(name) for name in models),
         )
-    click.echo(info.to_json(), nl=False)
+        keys = init_network(data_dir, draft.network_id)
+    click.echo(dataclasses.replace(draft, root_key=keys.root_key).to_json(), nl=False)
 
 
 @settlement_command.command(
@@ -71,9 +81,12 @@ def init_command(
 )
 @click.option("--verbose", is_flag=True, help="Log more.")
 def serve_command(data_dir: Path, bind: str, port: int, fee_bps: int, *, verbose: bool) -> None:
-    """Run settlement in the foreground, for a network made by `settlement init`."""
+    """Run settlement in the foreground.
+
+    For a network made by `sparewatt settlement init`.
+    """
     from settlement.keys import load_network
-    from settlement.main import SettlementConfig, serve
+    from settlement.main import Ready, SettlementConfig, serve
     from sparewatt.daemon import die_with_parent
 
     set_up_log(verbose=verbose)
@@ -88,10 +101,17 @@ def serve_command(data_dir: Path, bind: str, port: int, fee_bps: int, *, verbose
             fee_bps=fee_bps,
         )
         write = ready_writer(data_dir)
-        serve(config, ready=lambda ready: write({"url": ready.url}))
+
+        def ready(ready: Ready) -> None:
+            write({"url": ready.url})
+            LOG.info("settlement of %s answers on %s", config.network_id, ready.url)
+
+        serve(config, ready=ready)
 
 
-@settlement_command.group("account")
+@settlement_command.group(
+    "account", epilog=example("sparewatt settlement account credit ACCOUNT 25 --id invoice-2041")
+)
 def account_group() -> None:
     """Make accounts, give them credit, join nodes to them.
 
@@ -103,7 +123,10 @@ def account_group() -> None:
 @click.argument("name")
 @data_option("settlement")
 def add_command(name: str, data_dir: Path) -> None:
-    """Make an account and print its id and access token; the token is never shown again."""
+    """Make an account; print its id and token.
+
+    The token is its owner's access to statements, and is never shown again.
+    """
     from settlement.admin import add_account
 
     _require_settlement(data_dir)
@@ -153,7 +176,10 @@ def credit_command(
 @click.option("--role", type=click.Choice(["host", "gateway"]), required=True)
 @data_option("settlement")
 def code_command(account_id: str, role: str, data_dir: Path) -> None:
-    """Print a one-time code that joins a node's key to an account."""
+    """Print a code that joins a node to an account.
+
+    It is good for one node's key, once, within a day.
+    """
     from settlement.admin import enrolment_code
 
     _require_settlement(data_dir)
