@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import click
 
+from sparewatt.commands.common import example
+
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": (
         "sparewatt.commands.demo",
@@ -46,10 +48,30 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; if a piece is missing, say what it is and show how it looks."""
+        try:
+            return super().invoke(ctx)
+        except click.MissingParameter as error:
+            advice = _advice(error)
+            if not advice:
+                raise
+            text = error.format_message().rstrip()
+            raise click.UsageError(f"{text}\n  → {advice}", ctx=error.ctx) from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing any."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _advice(error: click.MissingParameter) -> str:
+    """Return what the missing option is for, or else how the command is written."""
+    if isinstance(error.param, click.Option) and error.param.help:
+        return error.param.help
+    lines = ((error.ctx.command.epilog if error.ctx else "") or "").splitlines()
+    shown = next((line.strip() for line in lines if "sparewatt" in line), "")
+    return f"for example: {shown}" if shown else ""
 
 
 def _version() -> str:
@@ -59,7 +81,7 @@ def _version() -> str:
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Begin with `sparewatt demo`; every command explains itself with --help.",
+    epilog=example("sparewatt demo", "sparewatt up --help"),
 )
 @click.version_option(_version(), prog_name="sparewatt")
 def main() -> None:

@@ -50,8 +50,12 @@ def set_up_log(*, verbose: bool) -> None:
     else:
         handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
-    for noisy in ("libp2p", "httpx", "httpcore", "aioquic", "multiaddr", "uvicorn.access"):
+    for noisy in ("httpx", "httpcore", "aioquic", "multiaddr", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    # To libp2p every peer that is away is an error, and its records skip our handler.
+    libp2p = logging.getLogger("libp2p")
+    libp2p.setLevel(logging.WARNING if verbose else logging.CRITICAL)
+    libp2p.propagate = True
 
 
 def run_daemon(main: Callable[[], Awaitable[None]]) -> None:

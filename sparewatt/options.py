@@ -1,5 +1,6 @@
 """The kinds of values that flags take, each with an error that says what to write instead."""
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from decimal import Decimal
@@ -7,12 +8,17 @@ from pathlib import Path
 
 import click
 
+from p2p import limits
+
 MICROS_PER_DOLLAR = 1_000_000
 PRICE_DECIMALS_COUNT_MAX = 6
 PRICE_DOLLARS_MAX = 1_000_000
 PRICE_MICROS_BARE_MIN = 1000
 _DECIMAL = re.compile(r"[0-9]{1,7}(\.[0-9]{1,6})?")
 _WHOLE = re.compile(r"[0-9]{1,13}")
+_PORT = re.compile(r"[0-9]{1,5}")
+_REGION = re.compile(r"[A-Za-z]{2}")
+PORT_MAX = 65_535
 PRICE_HELP = (
     "Of a million tokens of prompt and of answer: micro-dollars (50000/200000), or dollars with a "
     "point or a dollar sign (0.05/0.20)."
@@ -123,7 +129,59 @@ def read_dollars(_ctx: click.Context, _param: click.Parameter, value: str) -> in
     return dollars_to_micros(text)
 
 
-PORT = click.IntRange(0, 65535)
+def read_listen(
+    _ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return the multiaddrs to listen on (a click callback).
+
+    Raises:
+        click.BadParameter: If one is not an IP address and a TCP port.
+    """
+    for value in values:
+        parts = value.split("/")
+        if len(parts) != 5 or not _is_tcp_address(*parts):
+            raise click.BadParameter(
+                f"{value!r} is not an address to listen on: write /ip4/ADDRESS/tcp/PORT, "
+                "e.g. /ip4/0.0.0.0/tcp/4001, or /ip6/…; port 0 takes a free one"
+            )
+    return values
+
+
+def _is_tcp_address(start: str, family: str, address: str, transport: str, port: str) -> bool:
+    try:
+        version = ipaddress.ip_address(address).version
+    except ValueError:
+        return False
+    is_port = bool(_PORT.fullmatch(port)) and int(port) <= PORT_MAX
+    return (start, family, transport) == ("", f"ip{version}", "tcp") and is_port
+
+
+def read_region(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    """Return a country code in capitals, or nothing (a click callback).
+
+    Raises:
+        click.BadParameter: If it is neither.
+    """
+    if value and not _REGION.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is not a country code: write two letters, e.g. DE")
+    return value.upper()
+
+
+def read_model_id(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """Return a model's id, or None if none was named (a click callback).
+
+    Raises:
+        click.BadParameter: If it is empty or longer than a record may hold.
+    """
+    if value is not None and not 1 <= len(value.encode()) <= limits.RECORD_TEXT_BYTES_MAX:
+        raise click.BadParameter(
+            f"a model's id has 1 to {limits.RECORD_TEXT_BYTES_MAX} bytes, "
+            "e.g. HuggingFaceTB/SmolLM2-135M-Instruct"
+        )
+    return value
+
+
+PORT = click.IntRange(0, PORT_MAX)
 
 
 def dollars_to_micros(text: str) -> int:

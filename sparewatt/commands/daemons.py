@@ -1,6 +1,7 @@
 """``sparewatt relay``, ``host`` and ``gateway``: one process each, in the foreground."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,17 @@ from p2p.paths import socket_path
 from sparewatt.commands.common import data_option, example, network_option, read_network
 from sparewatt.daemon import explained, ready_writer, run_daemon, set_up_log
 from sparewatt.engines import choose_engine, slots_count
-from sparewatt.options import PORT, PRICE_HELP, Engine, Price, read_engine, read_price
+from sparewatt.options import (
+    PORT,
+    PRICE_HELP,
+    Engine,
+    Price,
+    read_engine,
+    read_listen,
+    read_model_id,
+    read_price,
+    read_region,
+)
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -24,6 +35,7 @@ if TYPE_CHECKING:
 ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
 
+LOG = logging.getLogger(__name__)
 CODE_HELP = "A file (mode 0600) with the one-time code that joins this node to an account."
 
 
@@ -37,6 +49,7 @@ def listen_option(
         multiple=True,
         default=(default,),
         show_default=True,
+        callback=read_listen,
         help="Where to listen; repeat for several addresses.",
     )
 
@@ -119,7 +132,12 @@ class HostOptions(TypedDict):
     callback=read_price,
     help=PRICE_HELP,
 )
-@click.option("--model-id", metavar="ID", help="The model's Hugging Face id, if not known.")
+@click.option(
+    "--model-id",
+    metavar="ID",
+    callback=read_model_id,
+    help="The model's Hugging Face id, if not known.",
+)
 @click.option(
     "--slots",
     type=click.IntRange(1, 1024),
@@ -148,7 +166,13 @@ class HostOptions(TypedDict):
     default=0,
     help="CPU threads of llama.cpp; 0 takes half of the cores.",
 )
-@click.option("--region", metavar="CC", default="", help="Two-letter country code to announce.")
+@click.option(
+    "--region",
+    metavar="CC",
+    default="",
+    callback=read_region,
+    help="Two-letter country code to announce.",
+)
 @listen_option("/ip4/0.0.0.0/tcp/0")
 @click.option("--relayed", is_flag=True, help="Be reachable through a relay too.")
 @code_option
@@ -201,7 +225,7 @@ def _host_config(options: HostOptions) -> "HostConfig":
         control_socket=socket_path(options["data_dir"]),
         slots=options["slots"] or slots_count(options["engine"]),
         queue_max=options["queue_max"],
-        region=options["region"].upper(),
+        region=options["region"],
         enrol_code=read_code(options["enrol_code_file"]),
         licence=choice.licence,
         quantization=choice.quantization,
@@ -278,21 +302,19 @@ def gateway_command(**options: Unpack[GatewayOptions]) -> None:
     """
     from p2p.clock import system_clock
     from p2p.net import open_node
+    from peer.gateway.config import Ready
     from peer.gateway.main import run_gateway
 
     set_up_log(verbose=options["verbose"])
     with explained():
         config = _gateway_config(options)
         write = ready_writer(options["data_dir"])
-    run_daemon(
-        partial(
-            run_gateway,
-            config,
-            clock=system_clock,
-            open_node=open_node,
-            ready=lambda ready: write(ready_fields(ready)),
-        )
-    )
+
+    def ready(ready: Ready) -> None:
+        write(ready_fields(ready))
+        LOG.info("the gateway serves OpenAI's API on %s/v1", ready.url)
+
+    run_daemon(partial(run_gateway, config, clock=system_clock, open_node=open_node, ready=ready))
 
 
 def _gateway_config(options: GatewayOptions) -> "GatewayConfig":

@@ -12,7 +12,7 @@ from sparewatt.problems import Problem
 GATEWAY_DIRECTORY = "gateway"
 
 
-@click.group("keys")
+@click.group("keys", epilog=example("sparewatt keys new laptop", "sparewatt keys list --json"))
 def keys_command() -> None:
     """Make, list and revoke a gateway's API keys.
 
@@ -29,7 +29,10 @@ def keys_command() -> None:
 def new_command(
     name: str, data_dir: Path, requests_per_minute: int | None, tokens_per_minute: int | None
 ) -> None:
-    """Make an API key and print it; it is stored as a hash and never shown again."""
+    """Make an API key and print it.
+
+    It is stored as a hash and never shown again.
+    """
     from p2p.clock import system_clock
     from peer.gateway.keys import new_key
 
@@ -53,7 +56,10 @@ def new_command(
 @data_option("gateway")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_command(data_dir: Path, *, as_json: bool) -> None:
-    """List the keys, revoked ones too, without their secret parts."""
+    """List the keys, revoked ones too.
+
+    Their secret parts are not kept.
+    """
     import dataclasses
     from datetime import UTC, datetime
 
@@ -76,7 +82,10 @@ def list_command(data_dir: Path, *, as_json: bool) -> None:
 @click.argument("key_id", metavar="KEY_ID")
 @data_option("gateway")
 def revoke_command(key_id: str, data_dir: Path) -> None:
-    """Revoke a key; a running gateway refuses it within a second."""
+    """Revoke a key.
+
+    A running gateway refuses it within a second.
+    """
     from p2p.clock import system_clock
     from peer.gateway.keys import revoke_key
 
