@@ -17,7 +17,7 @@ from p2p.network import NetworkInfo
 from p2p.paths import make_private_directory, write_private
 from p2p.types import ModelId, NetworkId, PublicKey
 from sparewatt import network_dir
-from sparewatt.clients import AskError, JsonApi, objects, text
+from sparewatt.clients import AskError, JsonApi, control_api, objects, text
 from sparewatt.engines import offered_models
 from sparewatt.network_dir import (
     GATEWAY,
@@ -51,6 +51,7 @@ HOST_STOP_SECONDS = 6.0
 REST_STOP_SECONDS = 1.5
 KEY_NAME = "node.key"
 CODE_NAME = "enrol-code"
+ENGINE_FAILED = "failed"
 
 Say = Callable[[str], None]
 
@@ -124,7 +125,7 @@ class LocalNetwork:
             state = replace(state, hosts=(*state.hosts, entry))
             network_dir.write_json(self.data_dir / LAYOUT_NAME, layout)
             network_dir.write_json(self.data_dir / NETWORK_NAME, state)
-            self._wait_found(state, [entry.peer_id])
+            self._wait_found(state, [entry])
             return entry
 
     def down(self) -> tuple[str, ...]:
@@ -168,7 +169,7 @@ class LocalNetwork:
         ready = self._wait(started)
         state = self._state(layout, ready, multiaddrs)
         network_dir.write_json(self.data_dir / NETWORK_NAME, state)
-        self._wait_found(state, [host.peer_id for host in state.hosts])
+        self._wait_found(state, state.hosts)
         return state
 
     def _prepare(self, layout: Layout, port_of: Mapping[str, int]) -> dict[str, str]:
@@ -271,20 +272,26 @@ class LocalNetwork:
             (self.data_dir / each.record.name / CODE_NAME).unlink(missing_ok=True)
         return ready
 
-    def _wait_found(self, state: NetworkState, peer_ids: Sequence[str]) -> None:
+    def _wait_found(self, state: NetworkState, hosts: Sequence[HostEntry]) -> None:
         """Wait until the gateway is connected to hosts, so that the first request finds them.
 
-        It is no error if that takes long: the gateway goes on looking.
+        It is no error if that takes long: the gateway goes on looking. A host whose engine does
+        not answer is not waited for: it announces nothing.
         """
         gateway = JsonApi("the gateway", state.gateway.url, state.gateway.api_key)
         deadline = time.monotonic() + FOUND_SECONDS_MAX
-        missing = set(peer_ids)
+        missing = {host.peer_id for host in hosts}
         while missing and time.monotonic() < deadline:
-            self.say(f"waiting for the gateway to find {len(missing)} of {len(peer_ids)} hosts")
+            self.say(f"waiting for the gateway to find {len(missing)} of {len(hosts)} hosts")
             time.sleep(FOUND_POLL_SECONDS)
             with contextlib.suppress(AskError):
                 known = objects(gateway.get("/v1/hosts"), "data")
                 missing -= {text(host, "peer_id") for host in known if _is_linked(host)}
+            missing -= {
+                host.peer_id
+                for host in hosts
+                if host.peer_id in missing and _engine_state(host) == ENGINE_FAILED
+            }
 
     def _stop(self, layout: Layout | None) -> tuple[str, ...]:
         """End the gateway, then the hosts while settlement still answers them, then the rest."""
@@ -349,6 +356,15 @@ def _running_problem(data_dir: Path, layout: Layout) -> Problem:
 
 def _is_linked(host: Mapping[str, object]) -> bool:
     return text(host, "state") == "linked"
+
+
+def _engine_state(host: HostEntry) -> str:
+    try:
+        return text(
+            control_api(host.name, host.control_socket).get("/v1/status"), "engine", "state"
+        )
+    except AskError:
+        return ""
 
 
 def _host_entry(plan: HostPlan, ready: Mapping[str, object]) -> HostEntry:

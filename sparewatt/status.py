@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import msgspec
 
 from sparewatt.builder import records_by_name
@@ -13,6 +14,8 @@ from sparewatt.options import dollars
 
 RUNNING = "running"
 STOPPED = "stopped"
+COLOURS = {STOPPED: "red", "silent": "red", "refusing": "red", "starting": "yellow"}
+WAITING = frozenset(("silent", "refusing", "starting"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,10 @@ class NetworkStatus:
     state: NetworkState
     processes: tuple[ProcessStatus, ...]
     hosts: Mapping[str, Mapping[str, object]]
+
+    def waiting_hosts(self) -> tuple[ProcessStatus, ...]:
+        """Return the hosts that run but do not serve, with what keeps each from it."""
+        return tuple(process for process in self.processes if process.state in WAITING)
 
     @property
     def is_running(self) -> bool:
@@ -78,18 +85,17 @@ def network_status(data_dir: Path) -> NetworkStatus:
 
 
 def print_status(status: NetworkStatus) -> None:
-    """Print a network's processes as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("process", "state", "pid", ""):
-        table.add_column(name, overflow="fold")
-    for process in status.processes:
-        colour = "red" if process.state in (STOPPED, "silent", "refusing") else "green"
-        pid = str(process.pid or "—")
-        table.add_row(process.name, f"[{colour}]{process.state}[/]", pid, process.detail)
-    Console().print(table)
+    """Print a network's processes, one a line; addresses stay whole, to be copied."""
+    rows = [("process", "state", "pid", "")]
+    rows += [
+        (process.name, process.state, str(process.pid or "—"), process.detail)
+        for process in status.processes
+    ]
+    names, states, pids = (max(len(row[column]) for row in rows) for column in range(3))
+    for index, (name, state, pid, detail) in enumerate(rows):
+        colour = COLOURS.get(state, "green") if index else None
+        styled = click.style(f"{state:<{states}}", fg=colour)
+        click.echo(f"{name:<{names}}  {styled}  {pid:<{pids}}  {detail}".rstrip())
 
 
 def _details(state: NetworkState) -> dict[str, str]:
@@ -100,7 +106,7 @@ def _details(state: NetworkState) -> dict[str, str]:
 
 
 def _host_detail(said: Mapping[str, object]) -> str:
-    if text(said, "state") in ("silent", "refusing"):
+    if text(said, "state") in WAITING:
         return text(said, "state_reason")
     busy, total = number(said, "slots", "busy"), number(said, "slots", "total")
     earned = dollars(number(said, "earnings", "total_micros"))

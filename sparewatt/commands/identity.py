@@ -36,6 +36,11 @@ def id_command(data_dir: Path, *, make_new: bool, as_json: bool) -> None:
     from p2p.keys import load_or_create_key
 
     path = data_dir / KEY_NAME
+    nodes = sorted(key.parent for key in data_dir.glob(f"*/{KEY_NAME}"))
+    if not path.exists() and nodes:
+        raise Problem(
+            f"{data_dir} holds several nodes", f"name one: sparewatt id --data {nodes[0]}"
+        )
     if not make_new and not path.exists():
         raise Problem(f"there is no key in {data_dir}", "add --new to make one")
     with explained():

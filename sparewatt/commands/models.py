@@ -1,6 +1,7 @@
 """``sparewatt models``: what is known by name, and what a gateway can get."""
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -16,7 +17,8 @@ from sparewatt.commands.common import default_data_dir, example
     type=click.Path(file_okay=False, path_type=Path),
     default=lambda: default_data_dir("network"),
     show_default="the network's",
-    help="A network made by `up`: its gateway is asked what is on offer.",
+    help="A network made by `up`: its gateway is asked what is on offer. Where there is none, "
+    "the gateway that OPENAI_BASE_URL and OPENAI_API_KEY name.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def models_command(data_dir: Path, *, as_json: bool) -> None:
@@ -45,7 +47,10 @@ def models_command(data_dir: Path, *, as_json: bool) -> None:
         click.echo(f"  {entry['id']}  {entry['licence']}  {entry['quantization']}  {state}")
         click.echo(f"    {entry['attribution']}")
     if offered is None:
-        click.echo("On offer: no gateway runs here (`sparewatt up` starts one).")
+        click.echo(
+            "On offer: no gateway answers (`sparewatt up` starts one; set OPENAI_BASE_URL and "
+            "OPENAI_API_KEY to ask another)."
+        )
         return
     click.echo("On offer:" if offered else "On offer: nothing yet.")
     for name in offered:
@@ -53,15 +58,19 @@ def models_command(data_dir: Path, *, as_json: bool) -> None:
 
 
 def _offered(data_dir: Path) -> list[str] | None:
-    """Return the models that a network's gateway lists, or None if none answers."""
+    """Return the models that a gateway lists, or None if none answers."""
     from sparewatt.clients import AskError, JsonApi, objects
     from sparewatt.network_dir import read_network_json
 
     state = read_network_json(data_dir)
-    if state is None:
+    if state is not None:
+        gateway = JsonApi("the gateway", f"{state.gateway.url}/v1", state.gateway.api_key)
+    elif base_url := os.environ.get("OPENAI_BASE_URL"):
+        api_key = os.environ.get("OPENAI_API_KEY", "")
+        gateway = JsonApi("the gateway", base_url.rstrip("/"), api_key)
+    else:
         return None
-    gateway = JsonApi("the gateway", state.gateway.url, state.gateway.api_key)
     try:
-        return [str(entry.get("id")) for entry in objects(gateway.get("/v1/models"), "data")]
+        return [str(entry.get("id")) for entry in objects(gateway.get("/models"), "data")]
     except AskError:
         return None

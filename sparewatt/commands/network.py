@@ -10,7 +10,15 @@ import click
 
 from sparewatt.commands.common import data_option, example
 from sparewatt.daemon import explained
-from sparewatt.options import PRICE_HELP, Engine, Price, read_engine, read_price
+from sparewatt.invocation import typed_name
+from sparewatt.options import (
+    PRICE_HELP,
+    Engine,
+    Price,
+    read_engine,
+    read_model_id,
+    read_price,
+)
 from sparewatt.problems import Problem
 
 if TYPE_CHECKING:
@@ -42,7 +50,12 @@ def host_options(function: Callable[ParamsT, ResultT]) -> Callable[ParamsT, Resu
         callback=read_price,
         help=PRICE_HELP,
     )
-    model = click.option("--model-id", metavar="ID", help="The model's id, if not known.")
+    model = click.option(
+        "--model-id",
+        metavar="ID",
+        callback=read_model_id,
+        help="The model's Hugging Face id, if not known.",
+    )
     return engine(price(model(function)))
 
 
@@ -104,7 +117,8 @@ def up_command(
     for host in state.hosts:
         click.echo(f"{host.name:<16} {host.peer_id}")
     click.echo(f"All of it        {data_dir / 'network.json'}")
-    click.echo(f"Stop it with     sparewatt down --data {data_dir}")
+    click.echo(f"Stop it with     {typed_name()} down --data {data_dir}")
+    _warn_of_waiting_hosts(data_dir, [host.name for host in state.hosts])
 
 
 @click.command(
@@ -135,6 +149,7 @@ def add_node_command(
     with explained(), _spoken() as say:
         entry = LocalNetwork(data_dir, say).add(plan)
     click.echo(msgspec.json.format(msgspec.json.encode(entry), indent=2).decode())
+    _warn_of_waiting_hosts(data_dir, [entry.name])
 
 
 @click.command("down", epilog=example("sparewatt down --data ./net"))
@@ -242,6 +257,19 @@ def _say_once() -> Callable[[str], None]:
             click.echo(f"… {text}", err=True)
 
     return say
+
+
+def _warn_of_waiting_hosts(data_dir: Path, names: list[str]) -> None:
+    """Say which of these hosts run without serving, and why: they begin when that is mended."""
+    from sparewatt.status import network_status
+
+    for host in network_status(data_dir).waiting_hosts():
+        if host.name in names:
+            click.echo(
+                f"{host.name} does not serve yet: {host.detail or 'its engine is starting'}\n"
+                f"  → {typed_name()} status --data {data_dir} shows when it does",
+                err=True,
+            )
 
 
 def _check_engine(engine: Engine) -> None:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from sparewatt.catalogue import CatalogueModel
 from sparewatt.demo.run import FoundHost, Round
+from sparewatt.invocation import typed_name
 from sparewatt.network_dir import NetworkState
 from sparewatt.options import dollars, exact_dollars
 from sparewatt.problems import Problem
@@ -25,7 +26,8 @@ def tell_model(console: Console, model: CatalogueModel) -> None:
     """Say which model answers, whose it is, and that it is the right file."""
     megabytes = model.file.size_bytes // 1_000_000
     console.print(f"[green]✓[/] model  [bold]{model.title}[/], {megabytes} MB, SHA-256 checked")
-    console.print(f"         licence {model.licence} · {model.attribution}", style="dim")
+    whose = Text(f"licence {model.licence} · {model.attribution}", style="dim")
+    console.print(Padding(whose, (0, 0, 0, ANSWER_INDENT_COUNT)))
 
 
 def tell_hosts(console: Console, hosts: Sequence[FoundHost]) -> None:
@@ -114,9 +116,12 @@ def tell_end(console: Console, state: NetworkState, data_dir: str, question_mode
     facts.add_row("API key", state.gateway.api_key)
     facts.add_row("model", question_model)
     facts.add_row("settlement", state.settlement.url)
-    facts.add_row("TUI", f"sparewatt tui --data {data_dir}/{state.hosts[0].name}")
-    facts.add_row("more", f"sparewatt status --data {data_dir}")
-    console.print("\n[bold]The network stays up: use it from any OpenAI SDK[/]")
+    sparewatt = typed_name()
+    facts.add_row("TUI", f"{sparewatt} tui --data {data_dir}/{state.hosts[0].name}")
+    facts.add_row("more", f"{sparewatt} status --data {data_dir}")
+    console.print(
+        "\n[bold]The network stays up: use it from any OpenAI SDK, or from another terminal[/]"
+    )
     console.print(Padding(facts, (0, 0, 0, INDENT_COUNT)))
     console.print("\nCtrl-C ends it.")
 

@@ -4,12 +4,15 @@ import json
 import os
 import signal
 import stat
+import time
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 from e2e_kit import network, processes_of, sparewatt, wait_until
+
+from sparewatt.builder import FOUND_SECONDS_MAX
 
 FAKE = "sparewatt/fake"
 MESSAGES = [{"role": "user", "content": "Say something."}]
@@ -130,6 +133,16 @@ def test_add_node_widens_a_running_network(net: dict, directory: Path):
     assert "another --name" in twice.stderr
 
 
+def test_add_node_with_an_engine_that_is_away_says_so_at_once(net: dict, directory: Path):
+    url = "http://127.0.0.1:1/v1"
+    began = time.monotonic()
+    added = sparewatt("add-node", "--data", str(directory), "--engine", f"openai={url}")
+    assert added.returncode == 0
+    assert f"host-4 does not serve yet: {url}" in added.stderr
+    assert time.monotonic() - began < FOUND_SECONDS_MAX
+    assert url in sparewatt("status", "--data", str(directory)).stdout
+
+
 def test_settlement_that_died_does_not_stop_requests(net: dict, directory: Path):
     os.kill(net["settlement"]["pid"], signal.SIGKILL)
     with client_of(net) as client:
@@ -142,6 +155,8 @@ def test_network_goes_down_and_comes_up_with_its_hosts_and_key(tmp_path: Path):
     with network(tmp_path, "--engine", "fake") as first:
         pass
     assert processes_of(tmp_path) == []
+    for log in (tmp_path / "logs").glob("*.log"):
+        assert all(json.loads(line)["message"] for line in log.read_text().splitlines()), log
     stopped = json.loads((tmp_path / "network.json").read_text())
     assert stopped["gateway"]["pid"] is None
     assert stopped["hosts"][0]["pid"] is None

@@ -2,6 +2,8 @@
 
 import json
 import stat
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import click
@@ -9,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from sparewatt.cli import COMMANDS, main
+from sparewatt.invocation import typed_name
 
 RUNNER = CliRunner()
 
@@ -39,6 +42,52 @@ def test_help_of_each_command_has_an_example(words: list[str]):
     result = run(*words, "--help")
     assert result.exit_code == 0
     assert f"sparewatt {' '.join(words)}" in result.output.split("Example:")[1]
+
+
+@pytest.mark.parametrize("words", [[], ["settlement"], ["settlement", "account"], ["keys"]])
+def test_help_of_each_group_has_an_example_and_whole_purposes(words: list[str]):
+    output = run(*words, "--help").output
+    assert " ".join(["sparewatt", *words]) in output.split("Example:")[1]
+    assert "..." not in output.split("Commands:")[1]
+
+
+def test_missing_option_says_what_it_is_for():
+    result = run("host")
+    assert result.exit_code == 2
+    assert "--network" in result.output
+    assert "join.json" in result.output
+
+
+def test_missing_argument_shows_an_example():
+    result = run("keys", "new")
+    assert result.exit_code == 2
+    assert "sparewatt keys new laptop" in result.output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--listen", "foo"],
+        ["--listen", "/ip4/127.0.0.1/udp/0/quic-v1"],
+        ["--listen", "/ip4/127.0.0.1/tcp/65536"],
+        ["--listen", "/ip6/127.0.0.1/tcp/1"],
+        ["--region", "Germany"],
+        ["--region", "G1"],
+        ["--model-id", ""],
+        ["--model-id", "x" * 257],
+    ],
+    ids=lambda words: " ".join(words)[:40],
+)
+def test_host_with_a_value_that_no_record_holds_is_refused_with_an_example(words: list[str]):
+    result = run("host", "--network", "x.json", "--engine", "fake", *words)
+    assert result.exit_code == 2
+    assert words[0] in result.output
+    assert "e.g." in result.output
+
+
+def test_name_to_type_is_the_path_of_a_program_that_the_shell_does_not_find(tmp_path: Path):
+    assert typed_name(str(tmp_path / "sparewatt")) == str(tmp_path / "sparewatt")
+    assert typed_name("/anything/__main__.py") == "sparewatt"
 
 
 def test_help_lists_every_command_with_its_purpose():
@@ -99,6 +148,15 @@ def test_id_makes_a_private_key_once_and_shows_it_again(tmp_path: Path):
     assert json.loads(run("id", "--data", str(tmp_path), "--json").output) == made
 
 
+def test_id_of_a_network_names_a_node_of_it(tmp_path: Path):
+    run("id", "--data", str(tmp_path / "host-1"), "--new")
+    for flags in ([], ["--new"]):
+        result = run("id", "--data", str(tmp_path), *flags)
+        assert result.exit_code == 1
+        assert f"--data {tmp_path / 'host-1'}" in result.output
+    assert not (tmp_path / "node.key").exists()
+
+
 def test_id_of_a_key_that_others_may_read_says_how_to_mend_it(tmp_path: Path):
     run("id", "--data", str(tmp_path), "--new")
     (tmp_path / "node.key").chmod(0o644)
@@ -125,8 +183,37 @@ def test_keys_revoke_of_an_unknown_key_says_where_ids_come_from(tmp_path: Path):
     assert "keys list" in result.output
 
 
+def models(data_dir: Path, base_url: str | None) -> dict:
+    environment = {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "sk-sw-1"}
+    words = ["models", "--data", str(data_dir), "--json"]
+    return json.loads(RUNNER.invoke(main, words, env=environment).output)
+
+
+class Models(BaseHTTPRequestHandler):
+    """A gateway that lists one model to one key."""
+
+    def do_GET(self) -> None:
+        known = self.headers["authorization"] == "Bearer sk-sw-1" and self.path == "/v1/models"
+        self.send_response(200 if known else 401)
+        self.end_headers()
+        self.wfile.write(json.dumps({"data": [{"id": "a/b"}] if known else []}).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_models_without_a_network_asks_the_gateway_of_the_environment(tmp_path: Path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Models) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/v1/"
+        offered = models(tmp_path, url)["offered"]
+        server.shutdown()
+    assert offered == ["a/b"]
+    assert models(tmp_path, url)["offered"] is None
+
+
 def test_models_lists_licence_and_attribution(tmp_path: Path):
-    result = json.loads(run("models", "--data", str(tmp_path), "--json").output)
+    result = models(tmp_path, None)
     assert result["catalogue"][0]["licence"] == "Apache-2.0"
     assert "Hugging Face" in result["catalogue"][0]["attribution"]
     assert result["offered"] is None
@@ -148,6 +235,21 @@ def test_settlement_account_gets_credit_once_per_id(tmp_path: Path):
     assert "credit id" in other.output
     code = run("settlement", "account", "code", account_id, "--role", "host", *data)
     assert code.output.startswith(f"swe-{account_id}-")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--network-id", "MY_NET"), ("--url", "203.0.113.7:8900"), ("--bootstrap", "nonsense")],
+)
+def test_settlement_init_that_was_refused_leaves_nothing_in_the_way(
+    flag: str, value: str, tmp_path: Path
+):
+    good = {"--network-id": "my-net", "--url": "http://127.0.0.1:8900"}
+    data = ["settlement", "init", "--data", str(tmp_path / "s")]
+    refused = run(*data, *(word for pair in {**good, flag: value}.items() for word in pair))
+    assert refused.exit_code == 1
+    made = run(*data, *(word for pair in good.items() for word in pair))
+    assert json.loads(made.output)["network_id"] == "my-net"
 
 
 def test_settlement_account_without_settlement_says_how_to_make_one(tmp_path: Path):
