@@ -127,3 +127,16 @@ async def test_link_of_a_host_that_never_ends_a_cancelled_request_is_dropped(
         host.script = Script()
         await world.wait_ready(host)
         assert (await world.ask(chat(), folds=True).wait()).error is None
+
+
+async def test_request_when_there_is_no_host_at_all_is_refused_in_time_and_says_so(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(tmp_path) as world:
+        started_s = trio.current_time()
+        client = await world.ask(chat(stream=True)).wait()
+        assert client.error is not None
+        assert client.error.status == 404
+        assert "no host was found" in client.error.message
+        assert trio.current_time() - started_s < 10
+        assert world.parts.core.dispatcher.open_count == 0

@@ -1,25 +1,26 @@
 """What a host tells the network as time goes by: its record, and where its models are."""
 
 import itertools
+from random import Random
 
+import pytest
 import trio
-from host_kit import MODEL, World, open_world
-from settlement_stub import NETWORK_ID
+from host_kit import MODEL, PRICES, open_world
+from settlement_stub import NETWORK_ID, key
 
 from p2p import limits
 from p2p.records import providers_for_day
+from p2p.testing import MemoryNetwork
+from peer.host.admission import HostState
+from peer.host.announce import Announcer, Facts
+from peer.host.config import FakeSpec
+from peer.host.engines.fake import FakeEngine
+from peer.host.hardware import read_hardware
+from peer.host.journal import open_journal, run_inline
+from peer.host.pricing import offer_model
 
 HOUR_S = 3600
 LOOK_S = 20  # how much later than due a change may be
-
-
-def keys_of_day(world: World, days_ahead: int = 0) -> set[str]:
-    now_ns = world.network.wall_clock() + days_ahead * limits.DAY_NS
-    return set(providers_for_day(NETWORK_ID, MODEL, now_ns=now_ns))
-
-
-def announced(world: World) -> set[str]:
-    return set(world.network.directory_store.providers)
 
 
 async def test_record_rises_by_one_every_five_minutes_and_lives_fifteen(
@@ -46,23 +47,54 @@ async def test_model_is_announced_every_hour(autojump_clock, tmp_path) -> None:
         for _ in range(3):
             world.network.directory_store.providers.clear()
             await trio.sleep(HOUR_S + 2 * LOOK_S)
-            assert keys_of_day(world) <= announced(world)
-
-
-async def test_model_is_under_tomorrows_keys_an_hour_before_midnight_and_not_at_noon(
-    autojump_clock, tmp_path
-) -> None:
-    async with open_world(tmp_path, connect=False, deadline_s=80 * HOUR_S) as world:
-
-        async def sleep_until(hour: float) -> None:
             now_ns = world.network.wall_clock()
-            wait_ns = (int(hour * limits.HOUR_NS) - now_ns) % limits.DAY_NS
-            await trio.sleep(wait_ns / limits.SECOND_NS)
+            expected = set(providers_for_day(NETWORK_ID, MODEL, now_ns=now_ns))
+            assert expected <= set(world.network.directory_store.providers)
 
-        await sleep_until(12)
-        assert keys_of_day(world) <= announced(world)
-        assert not keys_of_day(world, 1) & announced(world)
-        await sleep_until(23.2)
-        assert keys_of_day(world, 1) <= announced(world)
-        await sleep_until(0.01)
-        assert keys_of_day(world) <= announced(world)
+
+class NetworkAt(MemoryNetwork):
+    """A network that begins at another time of the day."""
+
+    late_ns = 0
+
+    def wall_clock(self) -> int:
+        return super().wall_clock() + self.late_ns
+
+
+@pytest.mark.parametrize(
+    ("started_hour", "days"), [(0.1, [0]), (11, [0]), (20.8, [0]), (22.1, [0, 1])]
+)
+async def test_model_is_under_tomorrows_keys_only_when_midnight_is_near(
+    autojump_clock, tmp_path, started_hour: float, days: list[int]
+) -> None:
+    network = NetworkAt(Random(1), latency_s=0.005, network_id=NETWORK_ID)
+    network.late_ns = int(started_hour * limits.HOUR_NS) - network.wall_clock() % limits.DAY_NS
+    clock = network.wall_clock
+    (model,) = FakeEngine(FakeSpec(), idle_s=20).models
+    offered = offer_model(model, PRICES, licence="Apache-2.0", quantization="int4")
+    facts = Facts(
+        network_id=NETWORK_ID,
+        state=HostState.SERVING,
+        offered=(offered,),
+        hardware=read_hardware(),
+        region="",
+        owner_tag=b"",
+    )
+    secret = key("announcing host")
+    async with (
+        open_journal(tmp_path / "journal.sqlite", run_work=run_inline) as journal,
+        network.open_node(secret) as node,
+        trio.open_nursery() as nursery,
+    ):
+        announcer = Announcer(
+            node, secret, journal, clock=clock, rng=Random(1), facts=lambda: facts
+        )
+        nursery.start_soon(announcer.run)
+        await trio.sleep(HOUR_S + 2 * LOOK_S)
+        expected = {
+            key
+            for day in days
+            for key in providers_for_day(NETWORK_ID, MODEL, now_ns=clock() + day * limits.DAY_NS)
+        }
+        assert set(network.directory_store.providers) == expected
+        nursery.cancel_scope.cancel()
