@@ -302,7 +302,7 @@ class SettlementClient:
             raise _refusal(response.status_code, data)
         try:
             return msgspec.json.decode(data, type=reply_type)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise SettlementUnreachableError(f"settlement's answer is bad: {error}") from error
 
     def _proof(self, request: httpx.Request, content: bytes) -> str:
@@ -347,7 +347,7 @@ _RETRYABLE = frozenset({408, 425, 429})
 def _refusal(status: int, data: bytes) -> SettlementError:
     try:
         body = msgspec.json.decode(data, type=ErrorReply).error
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         body = ErrorBody(f"settlement answered {status}")
     if status >= _RETRYABLE_STATUS_MIN or status in _RETRYABLE:
         return SettlementUnreachableError(f"settlement answered {status}: {body.message}")

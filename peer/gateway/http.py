@@ -239,7 +239,7 @@ class GatewayHandler:
         self._respond(visit, views.hosts(self.table))
 
     def _generation(self, visit: _Visit, key: KeyInfo) -> None:
-        name = parse_qs(visit.request.query).get("id", [""])[0]
+        name = parse_qs(visit.request.query).get("id", [""])[0].removeprefix("gen-")
         if not name:
             raise BadRequestError(
                 invalid_request(
@@ -248,7 +248,7 @@ class GatewayHandler:
                     code="missing_required_parameter",
                 )
             )
-        self.spawn(lambda: self._answer_generation(visit, name.removeprefix("gen-")))
+        self.spawn(lambda: self._answer_generation(visit, name))
 
     async def _answer_generation(self, visit: _Visit, name: str) -> None:
         try:

@@ -253,7 +253,7 @@ def parse_count(body: bytes) -> int | None:
     """Return the count in an engine's answer (llama.cpp: ``input_tokens``, vLLM: ``count``)."""
     try:
         reply = msgspec.json.decode(body, type=_Count)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     count = reply.input_tokens if reply.input_tokens is not None else reply.count
     return count if count is not None and count >= 0 else None
@@ -283,7 +283,7 @@ def failure_of_answer(status: int, body: bytes) -> EngineFailure:
         return EngineFailure(ErrorCode.ENGINE_FAILED, f"the engine failed with status {status}")
     try:
         error = msgspec.json.decode(body, type=_ErrorReply).error
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return EngineFailure(ErrorCode.ENGINE_FAILED, f"the engine answered with status {status}")
     return EngineFailure(_code_of(status, error), error.message[:500], param=error.param or "")
 

@@ -120,7 +120,7 @@ def _parse_block(block: bytes) -> AnswerEvent | None:
         return AnswerEvent(b"data: [DONE]\n\n", done=True)
     try:
         event = _decode_event(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EngineGarbageError(f"an event that is no completion chunk: {error}") from error
     return AnswerEvent(
         b"data: " + payload + b"\n\n",

@@ -107,7 +107,13 @@ class OpenAiEngine:
         try:
             response = await http.get(url)
             listed = _parse_models(response)
-        except (httpx.HTTPError, msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+        except (
+            httpx.HTTPError,
+            msgspec.DecodeError,
+            UnicodeDecodeError,
+            RecursionError,
+            OSError,
+        ) as error:
             self._set(EngineState.FAILED, f"{url} gave no list of models: {error!r}"[:300], ())
             return
         models = _choose_models(listed, self._spec)

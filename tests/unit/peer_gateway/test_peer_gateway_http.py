@@ -327,6 +327,7 @@ async def test_sdk_token_limit_counts_what_was_used(tmp_path: Path) -> None:
         ({"path": "/v1/nothing"}, 404, "unknown_url"),
         ({"path": "/"}, 404, "unknown_url"),
         ({"path": "/v1/generation", "method": "GET"}, 400, "missing_required_parameter"),
+        ({"path": "/v1/generation?id=gen-", "method": "GET"}, 400, "missing_required_parameter"),
         ({"path": "/v1/generation?id=none", "method": "GET"}, 404, "not_found"),
         ({"path": "/v1/models/nobody/has-it", "method": "GET"}, 404, "model_not_found"),
         ({"headers": {"host": "evil.example"}}, 403, "host_not_allowed"),

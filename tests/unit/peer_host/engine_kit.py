@@ -123,6 +123,7 @@ class FakeHttpEngine:
         self.loop = loop
         self.faults = HttpFaults()
         self.hung_up = trio.Event()
+        self.models_body = b""
         self.last_body: dict[str, object] = {}
         self.last_authorization = ""
         self.server = HttpServer(loop, self)
@@ -137,7 +138,8 @@ class FakeHttpEngine:
         match request.path:
             case "/v1/models":
                 models = [{"id": name} for name in self.faults.models]
-                exchange.respond(200, _JSON, json.dumps({"data": models}).encode())
+                listed = self.models_body or json.dumps({"data": models}).encode()
+                exchange.respond(200, _JSON, listed)
             case "/tokenize" if self.faults.counts:
                 exchange.respond(200, _JSON, json.dumps({"count": 7}).encode())
             case "/v1/chat/completions":

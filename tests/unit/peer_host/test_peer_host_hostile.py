@@ -3,15 +3,29 @@
 import psutil
 import pytest
 import trio
-from engine_kit import Sink, open_llamacpp, request_body, wait_state
+from engine_kit import (
+    FakeHttpEngine,
+    Sink,
+    open_http_engine,
+    open_llamacpp,
+    request_body,
+    wait_state,
+)
 from host_kit import body, open_world
 
 from p2p.errors import ErrorCode
 from p2p.types import FinishReason
-from peer.host.config import DEFAULT_CONTEXT_TOKENS, FakeSpec
+from peer.host.config import DEFAULT_CONTEXT_TOKENS, EngineTimeouts, FakeSpec
 from peer.host.engines.api import EngineState
+from peer.host.engines.client import SMALL_ANSWER_S_MAX, HttpEngineClient
+from peer.host.engines.events import EngineGarbageError, EventSplitter
 from peer.host.request import RUNAWAY_TOKENS
 from peer.host.serve import TOKEN_BYTES_MAX
+from peer.http.exchange import Exchange
+from peer.http.loop import Loop
+from peer.http.messages import HttpRequest
+from peer.http.server import HttpServer
+from peer.http.target import EngineTarget
 
 ENDLESS = FakeSpec(tokens=2000, token_s=0.001)
 
@@ -84,3 +98,61 @@ async def test_prompt_whose_client_is_gone_is_not_computed_to_its_end(tmp_path) 
         await trio.sleep(2 * whole_s)
         assert not aborted.over.is_set()
         assert used_s() - before_s < 0.6 * whole_s
+
+
+@pytest.mark.parametrize("field", [b"x", b"usage", b"error"])
+def test_event_nested_deeper_than_the_stack_is_garbage(field: bytes) -> None:
+    deep = b"[" * 40_000 + b"]" * 40_000
+    with pytest.raises(EngineGarbageError):
+        EventSplitter().feed(b'data: {"choices":[],"' + field + b'":' + deep + b"}\n\n")
+
+
+@pytest.mark.sockets
+async def test_list_of_models_nested_deeper_than_the_stack_is_no_list() -> None:
+    def deep(server: FakeHttpEngine) -> None:
+        server.models_body = b'{"data":' + b"[" * 40_000 + b"]" * 40_000 + b"}"
+
+    async with open_http_engine(prepare=deep) as (_, engine):
+        await wait_state(engine, EngineState.FAILED)
+        assert "gave no list of models" in engine.detail
+
+
+class Mute:
+    """A server that takes every request and says nothing."""
+
+    def handle(self, request: HttpRequest, exchange: Exchange) -> None:
+        pass
+
+
+@pytest.mark.sockets
+async def test_count_that_never_comes_is_given_up(autojump_clock) -> None:
+    await _count(closes=False)
+    assert trio.current_time() >= SMALL_ANSWER_S_MAX
+
+
+@pytest.mark.sockets
+async def test_count_of_an_engine_that_is_gone_is_unknown() -> None:
+    with trio.fail_after(SMALL_ANSWER_S_MAX / 2):
+        await _count(closes=True)
+
+
+async def _count(*, closes: bool) -> None:
+    """Ask a mute engine for a count, and see that it is called unknown, once."""
+    loop = Loop()
+    server = HttpServer(loop, Mute())
+    port = server.listen_tcp("127.0.0.1", 0)
+    client = HttpEngineClient(
+        loop, EngineTarget("127.0.0.1", port), EngineTimeouts(), count_path="/count"
+    )
+    counts: list[int | None] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(loop.run)
+        counted = trio.Event()
+        client.count_prompt(b"{}", lambda count: (counts.append(count), counted.set()))
+        if closes:
+            client.close()
+        await counted.wait()
+        client.close()
+        server.close()
+        nursery.cancel_scope.cancel()
+    assert counts == [None]
