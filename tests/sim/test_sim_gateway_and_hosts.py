@@ -9,7 +9,8 @@ import contextlib
 import email.utils
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -285,23 +286,18 @@ async def make_trouble(network: MemoryNetwork, gateway: PeerId, host: RunningHos
             host.engine.faults.garbage = False
 
 
-@pytest.mark.parametrize("seed", range(6))
-async def test_gateway_and_hosts_in_bad_weather_agree_in_the_end(
-    tmp_path: Path, autojump_clock: MockClock, seed: int
-) -> None:
-    rng = Random(seed)
-    network = MemoryNetwork(Random(seed), latency_s=0.01, network_id=NETWORK_ID)
-    settlement = Settlement(network.wall_clock)
+@asynccontextmanager
+async def open_gateway(
+    directory: Path, network: MemoryNetwork, settlement: Settlement, rng: Random
+) -> AsyncIterator[tuple[Core, PeerId]]:
+    """Run a gateway's rooms that look for the model; return them and its id on the network."""
     async with (
-        open_journal(tmp_path / "gateway.sqlite3", run_work=run_inline) as journal,
+        open_journal(directory / "gateway.sqlite3", run_work=run_inline) as journal,
         network.open_node(SecretKey(rng.randbytes(32))) as node,
         trio.open_nursery() as nursery,
     ):
-        hosts = [
-            await start_host(name, tmp_path, network, settlement, rng, nursery) for name in "ab"
-        ]
         wallet = Wallet(journal, settlement, rng.randbytes(32), NETWORK_ID, network.wall_clock)
-        core = make_core(wallet, Policy.LOWEST_LATENCY, Random(seed))
+        core = make_core(wallet, Policy.LOWEST_LATENCY, Random(1))
         parts = connect(
             core,
             node,
@@ -312,12 +308,62 @@ async def test_gateway_and_hosts_in_bad_weather_agree_in_the_end(
         parts.discovery.want(MODEL)
         nursery.start_soon(wallet.run)
         nursery.start_soon(parts.run)
+        yield core, node.peer_id
+        nursery.cancel_scope.cancel()
 
+
+async def cost_of_one(core: Core, rng: Random) -> int:
+    client = ask(core, rng)
+    with trio.fail_after(60):
+        await client.over.wait()
+    assert client.answer is not None, client.error
+    return client.answer.price.cost_micros
+
+
+async def test_gateway_that_was_away_while_its_allowance_was_closed_pays_under_another(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    rng = Random(1)
+    network = MemoryNetwork(Random(1), latency_s=0.01, network_id=NETWORK_ID)
+    settlement = Settlement(network.wall_clock)
+    async with trio.open_nursery() as nursery:
+        host = await start_host("a", tmp_path, network, settlement, rng, nursery)
+        async with open_gateway(tmp_path, network, settlement, rng) as (core, gateway):
+            costs = [await cost_of_one(core, rng)]
+            await trio.sleep(10)
+            network.cut(gateway, host.peer_id)
+            await trio.sleep(40 * 60)
+            network.mend(gateway, host.peer_id)
+            await trio.sleep(150)
+            costs.append(await cost_of_one(core, rng))
+            await trio.sleep(10)
+            host.scope.cancel()
+            await host.over.wait()
+        assert len({each.value.allowance_id for each in settlement.vouchers_seen}) == 2
+        probes_micros = settlement.paid_micros(host.peer_id) - sum(costs)
+        assert 0 < probes_micros < sum(costs)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_gateway_and_hosts_in_bad_weather_agree_in_the_end(
+    tmp_path: Path, autojump_clock: MockClock, seed: int
+) -> None:
+    rng = Random(seed)
+    network = MemoryNetwork(Random(seed), latency_s=0.01, network_id=NETWORK_ID)
+    settlement = Settlement(network.wall_clock)
+    async with (
+        trio.open_nursery() as nursery,
+        open_gateway(tmp_path, network, settlement, rng) as (core, gateway),
+    ):
+        hosts = [
+            await start_host(name, tmp_path, network, settlement, rng, nursery) for name in "ab"
+        ]
         clients: list[Client] = []
         for _ in range(60):
             clients.append(ask(core, rng))
             if rng.random() < 0.15:
-                nursery.start_soon(make_trouble, network, node.peer_id, rng.choice(hosts), rng)
+                nursery.start_soon(make_trouble, network, gateway, rng.choice(hosts), rng)
             if rng.random() < 0.2:
                 rng.choice(clients).hang_up()
             await trio.sleep(rng.random() * 0.8)
