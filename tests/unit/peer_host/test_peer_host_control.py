@@ -110,6 +110,8 @@ async def test_drain_finishes_what_runs_and_takes_nothing_new(tmp_path) -> None:
         await answer.over.wait()
         assert answer.receipt.completion_tokens == 100
         assert (await control.get("/v1/status")).json()["state"] == "stopped"
+        while not gateway.closes:  # as soon as the rest is paid, what is reserved for us goes back
+            await control.post("/v1/settle")
 
 
 async def test_events_bring_status_and_log(tmp_path) -> None:
