@@ -192,6 +192,8 @@ def notices(status: HostStatus) -> tuple[Notice, ...]:
         detail = f" ({settlement.detail})" if settlement.detail else ""
         text = f"Settlement is out of reach{detail}: serving goes on, earnings are settled later."
         found.append(Notice(Severity.WARNING, text))
+    elif settlement.detail:
+        found.append(Notice(Severity.WARNING, f"Settlement: {settlement.detail}."))
     order = [Severity.ERROR, Severity.WARNING, Severity.HINT]
     return tuple(sorted(filter(None, found), key=lambda notice: order.index(notice.severity)))
 

@@ -55,10 +55,16 @@ class Books:
 
     async def join(self, code: str | None) -> bool:
         """Join the account of a code, once; return whether there is no need to try again."""
-        if code is None:
-            return True
         try:
-            if await self.journal.load_meta(META_ENROLLED) == code.encode():
+            known = await self.journal.load_meta(META_ENROLLED)
+            if code is None:
+                if known is None:
+                    LOG.warning(
+                        "no account is known here, so hosts may not be paid; start the gateway "
+                        "with --enrol-code-file"
+                    )
+                return True
+            if known == code.encode():
                 return True
             account = await self.enrol(code)
         except (SettlementUnreachableError, JournalError) as error:

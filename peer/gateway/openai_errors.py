@@ -113,7 +113,7 @@ def model_not_found(model: str, offered: Sequence[str]) -> ApiError:
 
 def no_host_fits(model: str, reasons: Sequence[str]) -> ApiError:
     """Return the answer where hosts have the model but every one was excluded."""
-    detail = "; ".join(reasons[:8])
+    detail = "; ".join(reason.rstrip(".") for reason in reasons[:8])
     return ApiError(
         status=503,
         type="server_error",

@@ -46,7 +46,6 @@ class Settler:
     Attributes:
         is_reachable: Whether the last attempt got an answer.
         last_settled_at_ns: Wall clock, or 0.
-        detail: What went wrong, or empty.
         owner_tag: For the record, or empty.
         on_closed: Called with an allowance that we closed, and our word that it is.
         is_leaving: Whether nothing runs and nothing new will, so that allowances can go.
@@ -64,11 +63,17 @@ class Settler:
         self._first_round = trio.Event()
         self.is_reachable = False
         self.last_settled_at_ns = 0
-        self.detail = ""
+        self._trouble = ""
+        self._account_trouble = ""
         self.owner_tag = b""
         self.on_clock: Callable[[int], None] = lambda offset_ns: None
         self.on_closed: Callable[[AllowanceId, bytes], None] = lambda allowance_id, envelope: None
         self.is_leaving: Callable[[], bool] = lambda: False
+
+    @property
+    def detail(self) -> str:
+        """What went wrong, or why nobody can pay this host; empty if all is well."""
+        return self._trouble or self._account_trouble
 
     async def restore(self) -> None:
         """Take up what the journal has of settlement, so that we can start without it."""
@@ -177,7 +182,10 @@ class Settler:
 
     async def _enrol(self, enrol_code: str | None) -> bool:
         """Join the account of the code; return False if it is worth another try."""
-        if enrol_code is None or await self._journal.load_meta(_ACCOUNT) is not None:
+        if await self._journal.load_meta(_ACCOUNT) is not None:
+            return True
+        if enrol_code is None:
+            self._no_account("no account is known here, so nobody may be able to pay this host")
             return True
         try:
             enrolled = await self._client.enrol(enrol_code, "host")
@@ -185,9 +193,9 @@ class Settler:
             self._failed(error)
             return False
         except SettlementRefusedError as error:
-            self.detail = f"settlement does not enrol this host: {error}"
-            _LOG.error("settlement does not enrol this host: %s", error)
+            self._no_account(f"settlement does not enrol this host: {error}")
             return True
+        self._account_trouble = ""
         self.owner_tag = enrolled.owner_tag
         self._journal.put_meta(_ACCOUNT, enrolled.account_id.encode())
         self._journal.put_meta(_OWNER_TAG, enrolled.owner_tag)
@@ -242,14 +250,18 @@ class Settler:
         for allowance_id, envelope in closed:
             self.on_closed(allowance_id, envelope)
 
+    def _no_account(self, why: str) -> None:
+        self._account_trouble = f"{why}; start it with --enrol-code-file and a fresh code"
+        _LOG.error("%s", self._account_trouble)
+
     def _answered(self) -> None:
-        self.is_reachable, self.detail = True, ""
+        self.is_reachable, self._trouble = True, ""
 
     def _failed(self, error: Exception) -> None:
-        if self.is_reachable or not self.detail:
+        if self.is_reachable or not self._trouble:
             _LOG.warning("settlement: %s; serving goes on", error)
         self.is_reachable = isinstance(error, SettlementRefusedError)
-        self.detail = str(error)[:300]
+        self._trouble = str(error)[:300]
 
 
 def _item_of(batch: StoredBatch) -> ReceiptItem:

@@ -70,7 +70,7 @@ _AUTH_PROBLEMS = {
     AuthRefusal.MISSING: (401, "Authorization is missing."),
     AuthRefusal.INVALID: (401, "Authorization is not valid for this request."),
     AuthRefusal.REVOKED: (401, "This token or node was revoked."),
-    AuthRefusal.NOT_ENROLLED: (401, "This node is not enrolled; enrol it with a one-time code."),
+    AuthRefusal.NOT_ENROLLED: (401, "This node is not enrolled; start it with --enrol-code-file."),
     AuthRefusal.CLOCK_SKEW: (
         401,
         "The signed time is more than 120 s from settlement's clock; see the Date header.",

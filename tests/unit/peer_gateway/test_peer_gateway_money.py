@@ -249,6 +249,21 @@ async def test_books_join_refused_is_not_tried_again(
         assert "used by another key" in books.enrol_trouble
 
 
+async def test_books_without_a_code_say_once_that_no_account_is_known(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_world(tmp_path) as world:
+        books = make_books(world.journal, world.settlement)
+        caplog.clear()
+        assert await books.join(None)
+        assert "--enrol-code-file" in caplog.text
+        assert await books.join("code")
+        caplog.clear()
+        await world.journal.flush()
+        assert await books.join(None)
+        assert caplog.text == ""
+
+
 def network_status(offset_ns: int):
     async def network() -> NetworkStatus:
         return NetworkStatus(NETWORK, frozenset(), 500, offset_ns)

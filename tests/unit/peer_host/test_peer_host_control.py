@@ -61,8 +61,19 @@ async def test_status_shows_a_request_while_it_runs(tmp_path) -> None:
         assert request["cost_micros"] >= 1
 
 
-async def test_earnings_are_settled_on_demand(tmp_path) -> None:
+async def test_host_of_no_account_says_so_for_as_long_as_it_serves(tmp_path) -> None:
     async with open_world(tmp_path, deadline_s=30) as world, open_control(world) as control:
+        assert (await control.post("/v1/settle")).json()["ok"] is True
+        status = (await control.get("/v1/status")).json()
+        assert status["state"] == "serving"
+        assert "--enrol-code-file" in status["settlement"]["detail"]
+
+
+async def test_earnings_are_settled_on_demand(tmp_path) -> None:
+    async with (
+        open_world(tmp_path, deadline_s=30, enrol_code="swe-acc1-chance") as world,
+        open_control(world) as control,
+    ):
         gateway = world.gateway
         answer = gateway.ask(body(), gateway.allow())
         await answer.over.wait()

@@ -170,6 +170,16 @@ def test_notices_of_a_host_at_work_are_none() -> None:
             Severity.WARNING,
             "connection refused",
         ),
+        (
+            HostStatus(
+                HostState.SERVING,
+                "x",
+                engine=Engine(state="ready"),
+                settlement=Settlement(reachable=True, detail="no account is known here"),
+            ),
+            Severity.WARNING,
+            "no account is known here",
+        ),
     ],
 )
 def test_notice_says_what_the_owner_must_know(
