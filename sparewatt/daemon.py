@@ -52,10 +52,9 @@ def set_up_log(*, verbose: bool) -> None:
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
     for noisy in ("httpx", "httpcore", "aioquic", "multiaddr", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    # To libp2p every peer that is away is an error, and its records skip our handler.
-    libp2p = logging.getLogger("libp2p")
-    libp2p.setLevel(logging.WARNING if verbose else logging.CRITICAL)
-    libp2p.propagate = True
+    # To libp2p every peer that is away is an error. It passes nothing on to our handler, and what
+    # has no handler at all would reach the log as bare text.
+    logging.getLogger("libp2p").addHandler(handler if verbose else logging.NullHandler())
 
 
 def run_daemon(main: Callable[[], Awaitable[None]]) -> None:
