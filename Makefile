@@ -18,7 +18,7 @@ PYTEST := $(BIN)/python -m pytest
 PLAIN := not engine and not node and not apt
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -4
 
 venv-demo venv-dev:
 	@if test -z "$(PYTHON)"; then \
