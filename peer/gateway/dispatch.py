@@ -28,7 +28,7 @@ from peer.gateway.journal import UsageEntry
 from peer.gateway.openai_api import upstream_body
 from peer.gateway.openai_errors import ApiError
 from peer.gateway.routing import Ask, Decision, Funding, Ranked, Router
-from peer.gateway.wallet import Wallet, bound_micros
+from peer.gateway.wallet import Wallet, bound_micros, start_micros
 
 LOG = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ class Running:
             if each.funding is Funding.WANTED
         ]
         for peer_id in wanted[:FUND_HOSTS_COUNT_MAX]:
-            self._dispatcher.wallet.order(peer_id, self._bound_at(peer_id))
+            self._dispatcher.wallet.order_room(peer_id, self._bound_at(peer_id))
 
     def _bound_at(self, peer_id: PeerId) -> int:
         host = self._dispatcher.table.get(peer_id)
@@ -229,6 +229,7 @@ class Running:
                 tokens = _output_tokens(self._call, offer)
                 body_bytes = self._call.request.body_bytes
                 bounds.append(bound_micros(quote, body_bytes=body_bytes, output_tokens=tokens))
+                bounds.append(start_micros(quote, body_bytes=body_bytes))
         return max(bounds)
 
     def _no_host_error(self, decision: Decision) -> ApiError:

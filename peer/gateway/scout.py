@@ -80,7 +80,7 @@ class Scout:
         funding, _ = self.wallet.funding(host.peer_id, quote, body_bytes=PROBE_BODY_BYTES)
         if funding is Funding.WANTED and self._funded_count() < FUNDED_AHEAD_COUNT:
             need = start_micros(quote, body_bytes=PROBE_BODY_BYTES)
-            self.wallet.order(host.peer_id, max(ALLOWANCE_MICROS_MIN, 2 * need))
+            self.wallet.order_room(host.peer_id, max(ALLOWANCE_MICROS_MIN, 2 * need))
         return funding is Funding.READY
 
     def _funded_count(self) -> int:

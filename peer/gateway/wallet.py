@@ -49,7 +49,7 @@ LOG = logging.getLogger(__name__)
 
 SEED_BYTES = 32
 ALLOWANCE_MICROS_MIN = 20_000  # $0.02: what a stranger's first requests come to
-ALLOWANCE_MICROS_MAX = 20_000_000  # $20 with one host at a time; doubling ends here
+ALLOWANCE_MICROS_MAX = 20_000_000  # $20 unspent with one host at a time; doubling ends here
 ALLOWANCE_DURATION_S = 4 * 3600  # how long settlement may be away without anybody noticing
 EXPIRY_MARGIN_NS = 2 * limits.MINUTE_NS
 PROLONG_BEFORE_NS = 2 * limits.HOUR_NS
@@ -245,18 +245,31 @@ class Wallet:
         held = current.value.max_micros
         left = purse.left_micros()
         is_ageing = current.value.expires_at_ns - PROLONG_BEFORE_NS < self.clock()
-        if (left >= max(held // 2, wanted_micros) or held >= ALLOWANCE_MICROS_MAX) and (
-            not is_ageing
-        ):
+        enough = min(max(held // 2, wanted_micros), ALLOWANCE_MICROS_MAX // 2)
+        if left >= enough and not is_ageing:
             return
-        self.order(purse.host, max(2 * held if left < held // 2 else held, wanted_micros))
+        doubled = 2 * held if left < held // 2 else held
+        self.order(purse.host, max(doubled, held - left + wanted_micros))
+
+    def order_room(self, host: PeerId, micros: int) -> None:
+        """Ask for an allowance under which so much more than now can be owed."""
+        purse = self.purse(host)
+        taken = 0
+        if purse.current is not None and purse.is_live(self.clock()):
+            taken = purse.current.value.max_micros - purse.left_micros()
+        self.order(host, taken + micros)
 
     def order(self, host: PeerId, micros: int) -> None:
-        """Ask settlement, soon, for an allowance of so much in all; never waits."""
+        """Ask settlement, soon, for an allowance of so much in all; never waits.
+
+        What was used of it counts to all, and is not bounded; what is still to be used is.
+        """
         purse = self.purse(host)
         if purse.ordered_micros or _mono_ns() < purse.retry_at_ns:
             return
-        purse.ordered_micros = min(max(micros, ALLOWANCE_MICROS_MIN), ALLOWANCE_MICROS_MAX)
+        used = purse.account.owed_micros(purse.allowance_id) if purse.current else 0
+        most = used + ALLOWANCE_MICROS_MAX
+        purse.ordered_micros = min(max(micros, ALLOWANCE_MICROS_MIN), most)
         self._orders[host] = purse.ordered_micros
         self._wake.set()
 
