@@ -1,6 +1,7 @@
 """The host's side of the money: what one customer owes, has paid, and may still be given.
 
-A ``Customer`` is one pseudonym with its allowances (usually one). It never releases more than
+A ``Customer`` is one gateway of a pseudonym, with its allowances (usually one). It never releases
+more than
 
     unpaid <= increment * min(open requests, slots granted)
 
@@ -13,7 +14,7 @@ of the largest increments, one for each request up to the slots. How the host us
     record(prompt counts, delivered=True) send ``started``: from here on the prompt is owed
     claim -> tokens or None               None: wait for a voucher (``gate`` says which wait it is)
     record(claimed counts), send_chunk    for as many whole events as were claimed
-    claim(final counts) until all claimed an empty chunk carries a count that rose without bytes
+    claim(final counts) until all claimed an SSE comment carries a count that rose without bytes
     finish -> cost                        into the receipt, then ``chain(...).append``
 
 and per voucher: ``check_voucher``, write it to disk, ``paid``, then try the waiting requests again.
@@ -79,7 +80,7 @@ class _Open:
 
 
 class Customer:
-    """One pseudonym's account at this host."""
+    """One gateway's account at this host."""
 
     def __init__(self, *, slots: int, increment_tokens: int = limits.INCREMENT_TOKENS_MIN) -> None:
         self._increments = Increments(slots=slots, base_tokens=increment_tokens)

@@ -34,6 +34,7 @@ _LOG = logging.getLogger(__name__)
 
 BATCHES_AWAITING_COSIGN_MAX = 4096
 CUSTOMERS_COUNT_MAX = 20_000  # remembered; a few KiB each
+CUSTOMER_WALLETS_MAX = 8  # gateways of one account; each is trusted by what it paid itself
 
 
 @dataclass(slots=True)
@@ -80,7 +81,7 @@ class Books:
         self.closes = Closes(key)
         self._customers_max = customers_max
         self.keys_wanted = False
-        self._accounts: dict[bytes, Account] = {}
+        self._accounts: dict[tuple[bytes, PublicKey], Account] = {}
         self._by_allowance: dict[AllowanceId, Account] = {}
         self._signers: dict[Digest, PublicKey] = {}
         self._refused: dict[AllowanceId, int] = {}
@@ -172,26 +173,31 @@ class Books:
             return "it is closed"
         if value.issued_at_ns > now_ns + limits.CLOCK_SKEW_NS_MAX:
             return "it is from the future: check the clocks"
-        if value.pseudonym not in self._accounts and not self._make_room():
-            return "this host has too many customers"
+        if _customer_key(value) not in self._accounts:
+            wallets_count = sum(held == value.pseudonym for held, _ in self._accounts)
+            if wallets_count >= CUSTOMER_WALLETS_MAX:
+                return f"{wallets_count} gateways of its account are customers here already"
+            if not self._make_room():
+                return "this host has too many customers"
         return ""
 
     def _make_room(self) -> bool:
         """Forget the oldest customer who has nothing here any more and owes us nothing."""
         if len(self._accounts) < self._customers_max:
             return True
-        for pseudonym, account in self._accounts.items():
+        for key, account in self._accounts.items():
             customer = account.customer
             if not (account.is_linked or customer.allowance_ids() or customer.defaults_count):
-                del self._accounts[pseudonym]
+                del self._accounts[key]
                 return True
         return False
 
     def _account_of(self, allowance: Allowance) -> Account:
-        account = self._accounts.get(allowance.pseudonym)
+        key = _customer_key(allowance)
+        account = self._accounts.get(key)
         if account is None:
             slots = min(self.slots, limits.STRANGER_SLOTS_COUNT)
-            account = self._accounts[allowance.pseudonym] = Account(Customer(slots=slots))
+            account = self._accounts[key] = Account(Customer(slots=slots))
         return account
 
     def vouchers_of(self, wallet_key: PublicKey) -> tuple[bytes, ...]:
@@ -441,6 +447,11 @@ class Books:
 
 def _sender(send: Callable[[bytes], None], envelope: bytes) -> Callable[[], None]:
     return lambda: send(envelope)
+
+
+def _customer_key(allowance: Allowance) -> tuple[bytes, PublicKey]:
+    """Return whose tab an allowance is on: each gateway of an account has a wallet of its own."""
+    return allowance.pseudonym, allowance.wallet_key
 
 
 def _allowance_refused(reason: str, allowance_id: AllowanceId | None = None) -> ErrorInfo:

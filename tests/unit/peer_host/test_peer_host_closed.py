@@ -13,10 +13,11 @@ from p2p.errors import ErrorCode
 from p2p.receipts.chain import ReceiptChain, encode_receipt
 from p2p.receipts.cost import Usage
 from p2p.receipts.messages import ALLOWANCE, CLOSE, RECEIPT_BATCH, Allowance
-from p2p.signing import Signed, sealed, unseal
+from p2p.session.events import ErrorInfo
+from p2p.signing import SecretKey, Signed, sealed, unseal
 from p2p.testing import money
 from p2p.types import AllowanceId, FinishReason, RequestId, sha256
-from peer.host.books import Account, Books
+from peer.host.books import CUSTOMER_WALLETS_MAX, Account, Books
 from peer.host.config import FakeSpec
 from peer.host.journal import open_journal, run_inline
 from peer.host.settle import Settler
@@ -191,6 +192,25 @@ async def test_books_forget_customers_who_have_nothing_here_and_no_others(
         assert [bool(take(books, name)) for name in "abc"] == [True, True, False]
         books.close(of_customer("a").value.allowance_id)
         assert [bool(take(books, name)) for name in "cbad"] == [True, True, False, False]
+
+
+async def test_books_gateways_of_one_account_are_customers_each_up_to_a_bound(
+    autojump_clock, tmp_path
+) -> None:
+    async with open_books(tmp_path) as books:
+        taken = []
+        for number in range(CUSTOMER_WALLETS_MAX + 1):
+            wallet = SecretKey(bytes([number + 1]) * 32)
+            value = dataclasses.replace(
+                money.allowance_value(f"gateway {number}"), wallet_key=wallet.public
+            )
+            envelope = sealed(money.SETTLEMENT, ALLOWANCE, value).envelope
+            taken.append(books.take_allowance(envelope, wallet.public))
+        *welcome, refused = taken
+        accounts = [each[0] for each in welcome if isinstance(each, tuple)]
+        assert len({id(account) for account in accounts}) == CUSTOMER_WALLETS_MAX
+        assert isinstance(refused, ErrorInfo)
+        assert "gateways of its account" in refused.message
 
 
 async def test_books_forget_what_can_be_settled_no_more(autojump_clock, tmp_path) -> None:
