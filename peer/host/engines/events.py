@@ -59,6 +59,7 @@ class _Event(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
     error: msgspec.Raw = _NULL
+    prompt_progress: msgspec.Raw = _NULL
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
@@ -110,7 +111,7 @@ class EventSplitter:
 
 
 def _parse_block(block: bytes) -> AnswerEvent | None:
-    """Return the event of a block of lines, or None if it is a comment or empty."""
+    """Return the event of a block of lines, or None if it brings nothing of the answer."""
     payload = _payload_of(block.strip(b"\n"))
     if payload is None:
         return None
@@ -122,6 +123,8 @@ def _parse_block(block: bytes) -> AnswerEvent | None:
         event = _decode_event(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EngineGarbageError(f"an event that is no completion chunk: {error}") from error
+    if event.prompt_progress is not _NULL and event.usage is None:
+        return None  # llama.cpp's, and nobody else's business
     return AnswerEvent(
         b"data: " + payload + b"\n\n",
         tokens=sum(map(_says_something, event.choices)),

@@ -183,6 +183,7 @@ LLAMACPP: Mapping[str, Rule] = MappingProxyType(
         "tool_choice": Rule(Action.REFUSE, neutral=(None, "none", "auto")),
         "parallel_tool_calls": _DROP,
         "cache_prompt": Rule(Action.FORCE),
+        "return_progress": Rule(Action.FORCE),
         "n_predict": _REFUSE,
         "grammar": _REFUSE,
         "id_slot": _REFUSE,
@@ -201,7 +202,9 @@ OPENAI: Mapping[str, Rule] = MappingProxyType(
 """Any other server with OpenAI's API."""
 
 _FORCED: Mapping[str, Mapping[str, object]] = {
-    "llamacpp": {"cache_prompt": True},
+    # It looks for a hang-up when it has something to send, and else once a second only: progress
+    # of the prefill, which events.py drops, lets it see one after each batch.
+    "llamacpp": {"cache_prompt": True, "return_progress": True},
     "openai": {},
 }
 TABLES: Mapping[str, Mapping[str, Rule]] = {"llamacpp": LLAMACPP, "openai": OPENAI}

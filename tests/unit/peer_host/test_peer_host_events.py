@@ -87,3 +87,10 @@ def test_garbage_is_refused(data) -> None:
 def test_error_in_the_stream_is_seen() -> None:
     (event,) = EventSplitter().feed(b'data: {"error":{"message":"out of memory"}}\n\n')
     assert event.error
+
+
+def test_event_of_prefill_progress_is_dropped():
+    progress = b'{"choices":[{"index":0,"delta":{}}],"prompt_progress":{"total":9,"processed":4}}'
+    answer = b'{"choices":[{"index":0,"delta":{"content":"a"}}]}'
+    events = EventSplitter().feed(b"data: " + progress + b"\n\ndata: " + answer + b"\n\n")
+    assert [event.data for event in events] == [b"data: " + answer + b"\n\n"]
