@@ -13,8 +13,9 @@ import trio
 from p2p import limits
 from p2p.limits import SECOND_NS
 from p2p.types import PublicKey
-from peer.gateway.journal import Journal, JournalError
+from peer.gateway.journal import Journal
 from peer.gateway.wallet import SettlementPort
+from peer.group_commit import JournalError
 from peer.settlement_client import (
     NetworkStatus,
     ReceiptItem,

@@ -12,7 +12,7 @@ from peer.gateway.calls import KIND_REQUEST, Call
 from peer.gateway.dispatch import Dispatcher
 from peer.gateway.guard import Guard, bearer
 from peer.gateway.hosts import HostTable
-from peer.gateway.journal import Journal, JournalError
+from peer.gateway.journal import Journal
 from peer.gateway.keys import KeyInfo, KeyStore, shorten
 from peer.gateway.openai_api import parse_chat
 from peer.gateway.openai_errors import (
@@ -26,6 +26,7 @@ from peer.gateway.openai_errors import (
 )
 from peer.gateway.ratelimit import Bucket
 from peer.gateway.sinks import JSON_TYPE, FoldSink, StreamSink, Trail
+from peer.group_commit import JournalError
 from peer.http.exchange import Exchange
 from peer.http.messages import HttpRequest
 

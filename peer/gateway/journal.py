@@ -1,63 +1,35 @@
 """What a gateway must not forget: allowances, vouchers, receipts, and what each request came to.
 
-SQLite in WAL mode with ``synchronous=FULL``. Writes that are put while one commit runs share the
-next one, so a voucher waits for one disk flush however many go with it. The callback given with a
-voucher runs after its commit: nothing leaves before, because a voucher that we had sent and then
-forgotten would make our next one an equivocation.
-
-If the disk refuses, writes stay queued and are tried again; ``trouble`` says so meanwhile.
+The callback given with a voucher runs after its commit (``peer.group_commit``): nothing leaves
+before, because a voucher that we had sent and then forgotten would make our next one an
+equivocation.
 """
 
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import msgspec
-import sqlite_utils
-import trio
 
-from p2p.errors import DataDirectoryError, SparewattError
+from p2p.errors import DataDirectoryError
 from p2p.receipts.messages import Allowance, Receipt, ReceiptBatch, Voucher
 from p2p.signing import Signed
 from p2p.types import AllowanceId, Digest, PeerId, sha256
 from peer.gateway import journal_schema as sql
+from peer.group_commit import (
+    Durable,
+    GroupCommit,
+    Parameter,
+    Row,
+    Runner,
+    committing,
+    connect,
+    run_in_thread,
+)
 
 FILE_NAME = "gateway.sqlite3"
-ResultT = TypeVar("ResultT")
-LAZY_S = 0.1  # what nobody waits for shares a later commit
-RETRY_S_MIN = 0.5
-RETRY_S_MAX = 30.0
-CLOSE_S_MAX = 5.0
-BUSY_S_MAX = 5.0
-
-Durable = Callable[[], None]
-Parameter = bytes | int | str | None
-_Write = tuple[str, tuple[Parameter, ...]]
-
-
-class JournalError(SparewattError):
-    """Raised when the journal can't be read."""
-
-
-class Runner(Protocol):
-    """Runs blocking work somewhere and returns what it returns."""
-
-    async def __call__(self, work: Callable[[], ResultT], /) -> ResultT:
-        """Run it; not cancelled half-way."""
-
-
-async def run_in_thread(work: Callable[[], ResultT], /) -> ResultT:
-    """Run blocking work in a worker thread."""
-    return await trio.to_thread.run_sync(work)
-
-
-async def run_inline(work: Callable[[], ResultT], /) -> ResultT:
-    """Run blocking work here: for the virtual clock, which would race a thread."""
-    await trio.lowlevel.checkpoint()
-    return work()
 
 
 class UsageEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,44 +105,34 @@ class Proof:
     voucher: bytes | None
 
 
-@dataclass
-class Journal:
+class Journal(GroupCommit):
     """The gateway's memory. Made by ``open_journal``."""
-
-    connection: sqlite3.Connection
-    run_work: Runner
-    trouble: str = ""
-    _writes: list[_Write] = field(default_factory=list)
-    _callbacks: list[Durable] = field(default_factory=list)
-    _wake: trio.Event = field(default_factory=trio.Event)
-    _hurry: trio.Event = field(default_factory=trio.Event)
-    _lock: trio.Lock = field(default_factory=trio.Lock)
 
     # -- writes: queued here, durable when the callback runs -----------------------------------
 
     def put_meta(self, name: str, value: bytes) -> None:
         """Keep one small value under a name."""
-        self._put(sql.PUT_META, (name, value))
+        self.put(sql.PUT_META, (name, value))
 
     def put_intent(self, allowance_id: AllowanceId, host: PeerId) -> None:
         """Keep the id of an allowance before settlement is asked for it."""
-        self._put(sql.PUT_INTENT, (allowance_id, host))
+        self.put(sql.PUT_INTENT, (allowance_id, host))
 
     def put_allowance(self, allowance: Signed[Allowance]) -> None:
         """Keep an allowance, or a raise of it."""
         value = allowance.value
         row = (value.allowance_id, value.host_peer_id, value.settle_by_ns, allowance.envelope)
-        self._put(sql.PUT_ALLOWANCE, row)
+        self.put(sql.PUT_ALLOWANCE, row)
 
     def end_allowance(self, allowance_id: AllowanceId) -> None:
         """Never load this allowance again."""
-        self._put(sql.END_ALLOWANCE, (allowance_id,))
+        self.put(sql.END_ALLOWANCE, (allowance_id,))
 
     def put_voucher(self, voucher: Signed[Voucher], *, durable: Durable | None) -> None:
         """Keep a voucher as the latest of its allowance; ``durable`` runs after the commit."""
         value = voucher.value
         row = (value.allowance_id, value.sequence, value.cum_micros, voucher.envelope)
-        self._put(sql.PUT_VOUCHER, row, durable)
+        self.put(sql.PUT_VOUCHER, row, durable)
 
     def put_batch(
         self,
@@ -183,7 +145,7 @@ class Journal:
         """Keep a batch, its receipts and our signature under it."""
         value, digest = batch.value, sha256(batch.envelope)
         for index, (receipt, body) in enumerate(receipts):
-            self._put(sql.PUT_RECEIPT, (receipt.request_id, digest, index, body))
+            self.put(sql.PUT_RECEIPT, (receipt.request_id, digest, index, body))
         cost_micros = sum(receipt.cost_micros for receipt, _ in receipts)
         row = (
             digest,
@@ -195,7 +157,7 @@ class Journal:
             batch.envelope,
             cosignature,
         )
-        self._put(sql.PUT_BATCH, row, durable)
+        self.put(sql.PUT_BATCH, row, durable)
 
     def put_usage(self, entry: UsageEntry) -> None:
         """Keep what one request came to."""
@@ -206,45 +168,45 @@ class Journal:
             entry.created_at_ns,
             msgspec.json.encode(entry),
         )
-        self._put(sql.PUT_USAGE, row)
+        self.put(sql.PUT_USAGE, row)
 
     def mark_posted(self, allowance_id: AllowanceId, posted_micros: int) -> None:
         """Note how much of an allowance settlement has posted."""
-        self._put(sql.MARK_POSTED, (posted_micros, allowance_id))
+        self.put(sql.MARK_POSTED, (posted_micros, allowance_id))
 
     def mark_submitted(self, digest: Digest) -> None:
         """Note that settlement has a batch."""
-        self._put(sql.MARK_SUBMITTED, (digest,))
+        self.put(sql.MARK_SUBMITTED, (digest,))
 
     def prune(self, before_ns: int) -> None:
         """Forget what is older than its time."""
-        self._put(sql.PRUNE_USAGE, (before_ns,))
-        self._put(sql.PRUNE_RECEIPTS, (before_ns,))
-        self._put(sql.PRUNE_BATCHES, (before_ns,))
+        self.put(sql.PRUNE_USAGE, (before_ns,))
+        self.put(sql.PRUNE_RECEIPTS, (before_ns,))
+        self.put(sql.PRUNE_BATCHES, (before_ns,))
 
     # -- reads ---------------------------------------------------------------------------------
 
     async def load_meta(self, name: str) -> bytes | None:
         """Return the value under a name, or None."""
-        rows = await self._read(sql.LOAD_META, (name,))
+        rows = await self.read(sql.LOAD_META, (name,))
         return _bytes(rows[0][0]) if rows else None
 
     async def load_allowances(self, now_ns: int) -> tuple[StoredAllowance, ...]:
         """Return the allowances that can still be settled, and those asked for in vain."""
-        rows = await self._read(sql.LOAD_ALLOWANCES, (now_ns,))
+        rows = await self.read(sql.LOAD_ALLOWANCES, (now_ns,))
         return tuple(_stored_allowance(row) for row in rows)
 
     async def vouchers_to_submit(self, limit: int) -> tuple[tuple[AllowanceId, int, bytes], ...]:
         """Return id, sum and envelope of vouchers of which settlement has not posted all."""
-        rows = await self._read(sql.VOUCHERS_TO_SUBMIT, (limit,))
+        rows = await self.read(sql.VOUCHERS_TO_SUBMIT, (limit,))
         return tuple((AllowanceId(_bytes(a)), _int(b), _bytes(c)) for a, b, c in rows)
 
     async def batches_to_submit(self, limit: int) -> tuple[StoredBatch, ...]:
         """Return the oldest batches that settlement lacks."""
-        rows = await self._read(sql.BATCHES_TO_SUBMIT, (limit,))
+        rows = await self.read(sql.BATCHES_TO_SUBMIT, (limit,))
         batches: list[StoredBatch] = []
         for digest, envelope, cosignature in rows:
-            bodies = await self._read(sql.RECEIPTS_OF_BATCH, (digest,))
+            bodies = await self.read(sql.RECEIPTS_OF_BATCH, (digest,))
             receipts = tuple(_bytes(body) for (body,) in bodies)
             batches.append(
                 StoredBatch(Digest(_bytes(digest)), _bytes(envelope), receipts, _bytes(cosignature))
@@ -257,83 +219,22 @@ class Journal:
             request_id = bytes.fromhex(name)
         except ValueError:
             request_id = b""
-        rows = await self._read(sql.FIND_USAGE, (request_id, name))
+        rows = await self.read(sql.FIND_USAGE, (request_id, name))
         return msgspec.json.decode(_bytes(rows[0][0]), type=UsageEntry) if rows else None
 
     async def find_proof(self, request_id: bytes) -> Proof | None:
         """Return the receipt of a request with its signatures and its allowance's voucher."""
-        rows = await self._read(sql.RECEIPT_OF_REQUEST, (request_id,))
+        rows = await self.read(sql.RECEIPT_OF_REQUEST, (request_id,))
         if not rows:
             return None
         receipt, batch, cosignature, allowance_id = rows[0]
-        vouchers = await self._read(sql.LOAD_VOUCHER, (allowance_id,))
+        vouchers = await self.read(sql.LOAD_VOUCHER, (allowance_id,))
         return Proof(
             _bytes(receipt),
             _bytes(batch),
             _bytes(cosignature),
             _bytes(vouchers[0][0]) if vouchers else None,
         )
-
-    async def flush(self) -> None:
-        """Wait until everything put so far was tried once, and is durable unless ``trouble``."""
-        async with self._lock:
-            await self._commit()
-
-    # -- the writer ----------------------------------------------------------------------------
-
-    async def run(self) -> None:
-        """Commit what was put, as long as there is something, until cancelled."""
-        wait_s = RETRY_S_MIN
-        while True:
-            await self._wake.wait()
-            with trio.move_on_after(LAZY_S):
-                await self._hurry.wait()
-            self._wake, self._hurry = trio.Event(), trio.Event()
-            await self.flush()
-            if not self.trouble:
-                wait_s = RETRY_S_MIN
-                continue
-            await trio.sleep(wait_s)
-            wait_s = min(2 * wait_s, RETRY_S_MAX)
-            self._wake.set()
-            self._hurry.set()
-
-    def _put(
-        self, statement: str, parameters: tuple[Parameter, ...], durable: Durable | None = None
-    ) -> None:
-        self._writes.append((statement, parameters))
-        if durable is not None:
-            self._callbacks.append(durable)
-            self._hurry.set()
-        self._wake.set()
-
-    async def _commit(self) -> None:
-        writes, callbacks = self._writes, self._callbacks
-        if not writes:
-            return
-        self._writes, self._callbacks = [], []
-        try:
-            await self.run_work(lambda: _commit_writes(self.connection, writes))
-        except sqlite3.Error as error:
-            self._writes, self._callbacks = writes + self._writes, callbacks + self._callbacks
-            self.trouble = f"the journal can't be written: {error}"
-            return
-        self.trouble = ""
-        for callback in callbacks:
-            callback()
-
-    async def _read(
-        self, statement: str, parameters: tuple[Parameter, ...]
-    ) -> list[tuple[Parameter, ...]]:
-        """Return rows that include everything put before."""
-        async with self._lock:
-            await self._commit()
-            try:
-                return await self.run_work(
-                    lambda: self.connection.execute(statement, parameters).fetchall()
-                )
-            except sqlite3.Error as error:
-                raise JournalError(f"the journal can't be read: {error}") from error
 
 
 @contextlib.asynccontextmanager
@@ -347,48 +248,18 @@ async def open_journal(path: Path, *, run_work: Runner = run_in_thread) -> Async
     Raises:
         DataDirectoryError: If the file is damaged, locked or not writable.
     """
-    journal = Journal(await run_work(lambda: _connect(path)), run_work)
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(journal.run)
-            yield journal
-            nursery.cancel_scope.cancel()
-    finally:
-        with trio.CancelScope(deadline=trio.current_time() + CLOSE_S_MAX, shield=True):
-            await journal.flush()
-        journal.connection.close()
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        connection = sqlite3.connect(
-            path, timeout=BUSY_S_MAX, isolation_level=None, check_same_thread=False
-        )
-        path.chmod(0o600)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        sql.create_tables(sqlite_utils.Database(connection))
+        connection = await run_work(lambda: connect(path, sql.create_tables))
     except (sqlite3.Error, OSError) as error:
         raise DataDirectoryError(
             f"can't open the journal {path}: {error}. If it is damaged, move it away: hosts send "
             "back the latest vouchers with the next session"
         ) from error
-    return connection
+    async with committing(Journal(connection, run_work)) as journal:
+        yield journal
 
 
-def _commit_writes(connection: sqlite3.Connection, writes: Sequence[_Write]) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        for statement, parameters in writes:
-            connection.execute(statement, parameters)
-        connection.execute("COMMIT")
-    except sqlite3.Error:
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _stored_allowance(row: tuple[Parameter, ...]) -> StoredAllowance:
+def _stored_allowance(row: Row) -> StoredAllowance:
     allowance_id, host, envelope, best, receipts_micros, head, sequence = row
     return StoredAllowance(
         allowance_id=AllowanceId(_bytes(allowance_id)),

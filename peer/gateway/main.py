@@ -30,10 +30,11 @@ from peer.gateway.config import (
 from peer.gateway.guard import Guard, is_loopback
 from peer.gateway.http import GatewayHandler
 from peer.gateway.journal import FILE_NAME as JOURNAL_NAME
-from peer.gateway.journal import Journal, Runner, open_journal, run_in_thread
+from peer.gateway.journal import Journal, open_journal
 from peer.gateway.keys import KeyStore, open_keys
 from peer.gateway.parts import TICK_S, Core, Parts, connect, make_core, monotonic_ns
 from peer.gateway.wallet import Wallet
+from peer.group_commit import Runner, run_in_thread
 from peer.http.loop import Loop
 from peer.http.server import HttpServer
 from peer.settlement_client import NetworkStatus, SettlementClient

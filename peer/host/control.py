@@ -10,7 +10,8 @@ from urllib.parse import parse_qs
 import msgspec
 import trio
 
-from peer.host.journal import Journal, JournalError, StoredBatch
+from peer.group_commit import JournalError
+from peer.host.journal import Journal, StoredBatch
 from peer.host.logbook import Logbook, LogEntry
 from peer.host.serve import HostServer
 from peer.host.settle import Settler

@@ -22,6 +22,7 @@ from p2p.overlay import SESSION_PROTOCOL, Node
 from p2p.paths import socket_path
 from p2p.signing import SecretKey
 from p2p.types import AllowanceId
+from peer.group_commit import Runner, run_in_thread
 from peer.host.announce import Announcer, Facts
 from peer.host.books import Books
 from peer.host.config import FakeSpec, HostConfig, LlamacppSpec, OpenAiSpec, Ready
@@ -31,7 +32,7 @@ from peer.host.engines.fake import FakeEngine
 from peer.host.engines.llamacpp import LlamacppEngine
 from peer.host.engines.openai import OpenAiEngine
 from peer.host.hardware import read_hardware
-from peer.host.journal import Journal, Runner, open_journal, run_in_thread
+from peer.host.journal import Journal, open_journal
 from peer.host.logbook import Logbook
 from peer.host.serve import HostServer
 from peer.host.settle import Settler

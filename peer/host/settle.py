@@ -12,8 +12,9 @@ import trio
 
 from p2p import limits
 from p2p.types import KEY_BYTES, AllowanceId, PublicKey
+from peer.group_commit import JournalError
 from peer.host.books import Books
-from peer.host.journal import Journal, JournalError, StoredBatch
+from peer.host.journal import Journal, StoredBatch
 from peer.settlement_client import (
     CloseOutcome,
     ReceiptItem,

@@ -30,15 +30,15 @@ from p2p.types import AllowanceId, NetworkId, PeerId, PublicKey
 from peer.gateway.answer import AnswerReader
 from peer.gateway.calls import KIND_REQUEST, Answer, Call, Route
 from peer.gateway.dispatch import Running
-from peer.gateway.journal import open_journal, run_inline
+from peer.gateway.journal import open_journal
 from peer.gateway.openai_api import parse_chat
 from peer.gateway.openai_errors import ApiError
 from peer.gateway.parts import Core, connect, make_core, monotonic_ns
 from peer.gateway.routing import Policy
 from peer.gateway.wallet import Wallet
+from peer.group_commit import run_inline
 from peer.host.config import FakeSpec, HostConfig, Prices
 from peer.host.engines.fake import FakeEngine
-from peer.host.journal import run_inline as run_host_inline
 from peer.host.main import HostTools, run_host
 from peer.settlement_client import (
     CloseResult,
@@ -222,7 +222,7 @@ async def start_host(
         control_socket=directory / f"{name}.sock",
     )
     tools = HostTools(
-        run_work=run_host_inline,
+        run_work=run_inline,
         rng=Random(rng.getrandbits(32)),
         settlement_transport=settlement,
         engine=engine,

@@ -51,12 +51,13 @@ from p2p.types import (
 from peer.gateway.answer import AnswerReader
 from peer.gateway.calls import KIND_REQUEST, Answer, Call, Route
 from peer.gateway.dispatch import Running
-from peer.gateway.journal import Journal, open_journal, run_inline
+from peer.gateway.journal import Journal, open_journal
 from peer.gateway.openai_api import parse_chat
 from peer.gateway.openai_errors import ApiError
 from peer.gateway.parts import Parts, connect, make_core, monotonic_ns
 from peer.gateway.routing import Policy
 from peer.gateway.wallet import Wallet
+from peer.group_commit import run_inline
 from peer.settlement_client import (
     CloseOutcome,
     CloseResult,

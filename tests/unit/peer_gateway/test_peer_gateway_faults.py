@@ -22,7 +22,8 @@ from p2p.signing import sealed
 from p2p.testing import money
 from p2p.types import AllowanceId, RequestId
 from peer.gateway.books import SUBMIT_BATCHES_MAX, Books
-from peer.gateway.journal import Journal, JournalError
+from peer.gateway.journal import Journal
+from peer.group_commit import JournalError
 
 ResultT = TypeVar("ResultT")
 _WRITER = """

@@ -16,8 +16,9 @@ from p2p.signing import unseal
 from p2p.testing import MemoryNetwork
 from p2p.types import NetworkId, PeerId
 from peer.gateway.books import Books
-from peer.gateway.journal import open_journal, run_inline
+from peer.gateway.journal import open_journal
 from peer.gateway.wallet import ALLOWANCE_MICROS_MIN, wallet_key
+from peer.group_commit import run_inline
 from peer.settlement_client import (
     NetworkStatus,
     SettlementRefusedError,

@@ -11,12 +11,13 @@ from settlement_stub import NETWORK_ID, key
 from p2p import limits
 from p2p.records import providers_for_day
 from p2p.testing import MemoryNetwork
+from peer.group_commit import run_inline
 from peer.host.admission import HostState
 from peer.host.announce import Announcer, Facts
 from peer.host.config import FakeSpec
 from peer.host.engines.fake import FakeEngine
 from peer.host.hardware import read_hardware
-from peer.host.journal import open_journal, run_inline
+from peer.host.journal import open_journal
 from peer.host.pricing import offer_model
 
 HOUR_S = 3600

@@ -17,9 +17,10 @@ from p2p.session.events import ErrorInfo
 from p2p.signing import SecretKey, Signed, sealed, unseal
 from p2p.testing import money
 from p2p.types import AllowanceId, FinishReason, RequestId, sha256
+from peer.group_commit import run_inline
 from peer.host.books import CUSTOMER_WALLETS_MAX, Account, Books
 from peer.host.config import FakeSpec
-from peer.host.journal import open_journal, run_inline
+from peer.host.journal import open_journal
 from peer.host.settle import Settler
 from peer.settlement_client import SettlementClient
 

@@ -18,7 +18,8 @@ from p2p.receipts.messages import RECEIPT_BATCH
 from p2p.signing import sealed
 from p2p.testing import money
 from p2p.types import RequestId, sha256
-from peer.host.journal import JournalError, open_journal
+from peer.group_commit import JournalError
+from peer.host.journal import open_journal
 from peer.host.journal_schema import Closed
 
 DAY = 20_000
