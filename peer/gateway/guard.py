@@ -1,7 +1,9 @@
-"""Who may speak to the gateway: Host and Origin, and the key.
+"""Who may speak to the gateway: Host, Origin and what else browsers tell, and the key.
 
 A core. A web page can make a browser send requests to 127.0.0.1, and a name that an attacker owns
-can be pointed there; neither can forge the Host and Origin headers.
+can be pointed there; neither can forge Host, Origin, Referer or Sec-Fetch-Site. Another port of
+this machine is another origin: what is served there is not ours. A form can't carry a key, so a
+form without one comes from a page and not from somebody who forgot curl's content type.
 """
 
 import ipaddress
@@ -12,6 +14,9 @@ from peer.gateway.openai_errors import ApiError, invalid_request
 
 _LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 _WILDCARDS = frozenset(("0.0.0.0", "::"))
+_SITES_ALLOWED = frozenset(("same-origin", "none"))  # none: typed into the address bar
+_FORM_TYPES = frozenset(("application/x-www-form-urlencoded", "multipart/form-data", "text/plain"))
+_PORTS = {"http": ":80", "https": ":443"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +40,27 @@ class Guard:
                 code="host_not_allowed",
                 status=403,
             )
-        origin = headers.get("origin")
-        if origin is not None and not self._is_our_origin(origin):
+        if self._is_from_elsewhere(headers, host):
             return invalid_request(
                 "Requests of web pages of other origins are refused.",
                 code="origin_not_allowed",
                 status=403,
             )
+        if _is_form(headers) and "authorization" not in headers:
+            return invalid_request(
+                "Forms are refused: send JSON, and your key.", code="form_not_allowed", status=403
+            )
         return None
 
-    def _is_our_origin(self, origin: str) -> bool:
-        scheme, _, rest = origin.partition("://")
-        return scheme in ("http", "https") and self._is_ours(_name_of(rest))
+    def _is_from_elsewhere(self, headers: Mapping[str, str], host: str) -> bool:
+        """Return whether a browser says that another origin's page asks."""
+        if headers.get("sec-fetch-site", "none").lower() not in _SITES_ALLOWED:
+            return True
+        origin = headers.get("origin")
+        if origin is None and "referer" in headers:  # of old browsers' GET and form requests
+            scheme, mark, rest = headers["referer"].partition("://")
+            origin = scheme + mark + rest.partition("/")[0]
+        return origin is not None and not _is_same_origin(origin.lower(), host.lower())
 
     def _is_ours(self, name: str) -> bool:
         if name in _LOOPBACK_NAMES or name == self.bind_host or name in self.names:
@@ -66,6 +80,17 @@ def bearer(headers: Mapping[str, str]) -> str:
     """Return the key of an Authorization header, or an empty text."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def _is_same_origin(origin: str, host: str) -> bool:
+    """Return whether an origin is the one that the Host header names, with its default port."""
+    scheme, _, authority = origin.partition("://")
+    port = _PORTS.get(scheme)
+    return port is not None and authority.removesuffix(port) == host.removesuffix(port)
+
+
+def _is_form(headers: Mapping[str, str]) -> bool:
+    return headers.get("content-type", "").partition(";")[0].strip().lower() in _FORM_TYPES
 
 
 def _name_of(authority: str) -> str:

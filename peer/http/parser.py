@@ -7,6 +7,7 @@ fields that must not repeat. Anything doubtful is refused rather than guessed, b
 front of us could guess otherwise (request smuggling).
 """
 
+import re
 from urllib.parse import urlsplit
 
 import httptools
@@ -25,6 +26,7 @@ _SINGLE_FIELDS = frozenset(
         "expect",
         "host",
         "origin",
+        "referer",
         "sec-fetch-site",
         "transfer-encoding",
         "x-request-id",
@@ -32,7 +34,11 @@ _SINGLE_FIELDS = frozenset(
 )
 _VERSIONS = frozenset(("1.0", "1.1"))
 _FIELD_OVERHEAD_BYTES = 4  # colon, space, CRLF
-_CODING_BYTES_RATIO_MAX = 8  # chunk framing and extensions, as a multiple of the largest body
+_HOST_GRAMMAR = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*")  # RFC 3986 without user names
+
+
+class _EnoughError(Exception):
+    """Stops llhttp in the middle of the bytes: what is left of them is of no interest."""
 
 
 class RequestParser:
@@ -72,7 +78,8 @@ class RequestParser:
         while data and not self._ended:
             self._fed_bytes += len(data)
             data = self._feed_parser(data)
-            self._check_bounds()
+            if not self._ended:
+                self._check_bounds()
         found, self._found = self._found, []
         return found
 
@@ -116,14 +123,13 @@ class RequestParser:
 
     def _check_bounds(self) -> None:
         limits = self._limits
-        if self._ended:
-            return
         if not self._in_body:
             if len(self._target) > limits.target_bytes_max:
                 self._refuse(414, f"the request target is longer than {limits.target_bytes_max}")
             elif self._fed_bytes > limits.header_bytes_max:
                 self._refuse(431, f"the request's fields exceed {limits.header_bytes_max} bytes")
-        elif self._fed_bytes > limits.body_bytes_max * _CODING_BYTES_RATIO_MAX:
+        elif self._fed_bytes - self._body_bytes > self._body_bytes + 2 * limits.header_bytes_max:
+            # Sizes, extensions and trailers: as much as the body itself, and a head's worth.
             self._refuse(413, "the body's chunk framing is out of proportion")
 
     # -- called by httptools ---------------------------------------------------------------------
@@ -136,7 +142,7 @@ class RequestParser:
         self._headers: dict[str, str] = {}
         self._header_bytes = 0
         self._header_count = 0
-        self._body: list[bytes] = []
+        self._body = bytearray()  # one object: a million chunks of a byte are a million bytes
         self._body_bytes = 0
         self._in_body = False
         self._continue_wanted = False
@@ -193,8 +199,11 @@ class RequestParser:
             )
         if self._method == b"CONNECT":
             return Refusal(501, "this server is no proxy: CONNECT is not supported")
-        if version == "1.1" and "host" not in self._headers:
+        host = self._headers.get("host")
+        if host is None and version == "1.1":
             return Refusal(400, "the field host is missing")
+        if host and _HOST_GRAMMAR.fullmatch(host) is None:
+            return Refusal(400, "the field host is no authority")
         return self._judge_framing(version)
 
     def _judge_framing(self, version: str) -> Refusal | None:
@@ -222,11 +231,11 @@ class RequestParser:
             return
         self._body_bytes += len(part)
         if self._body_bytes > self._limits.body_bytes_max:
-            self._body.clear()
+            self._body = bytearray()
             refusal = self._too_large()
             self._refuse(refusal.status, refusal.message)
         else:
-            self._body.append(part)
+            self._body += part
 
     def on_message_complete(self) -> None:
         """Set the request down."""
@@ -236,10 +245,12 @@ class RequestParser:
         if request is None:
             return self._refuse(400, "the request target is malformed")
         self._found.append(request)
-        self._ended = not request.keep_alive
+        self._ended = not request.keep_alive or len(self._found) > self._limits.pipelined_max
         self._is_between = True
         self._fed_bytes = 0
         self._in_body = False
+        if self._ended:
+            raise _EnoughError
         return None
 
     def _has_body_to_come(self) -> bool:
@@ -250,31 +261,32 @@ class RequestParser:
         return bool(framed) and self._parser.should_upgrade()
 
     def _build(self) -> HttpRequest | None:
-        split = _split_target(self._target.decode("ascii"))
+        split = _split_target(self._target.decode("ascii"), is_options=self._method == b"OPTIONS")
         if split is None:
             return None
         authority, path, query = split
         if authority:
             self._headers["host"] = authority
-        body = self._body
         return HttpRequest(
             method=self._method.decode("ascii"),
             path=path,
             query=query,
             headers=self._headers,
-            body=body[0] if len(body) == 1 else b"".join(body),
+            body=bytes(self._body),
             keep_alive=self._keep_alive,
             chunks_allowed=self._version == "1.1",
         )
 
 
-def _split_target(target: str) -> tuple[str, str, str] | None:
+def _split_target(target: str, *, is_options: bool) -> tuple[str, str, str] | None:
     """Return authority (of an absolute target), path and query, or None when it is none of ours."""
+    if "#" in target:
+        return None
     if target.startswith("/"):
         path, _, query = target.partition("?")
         return "", path, query
     if target == "*":
-        return "", "*", ""
+        return ("", "*", "") if is_options else None
     try:
         parts = urlsplit(target)
     except ValueError:

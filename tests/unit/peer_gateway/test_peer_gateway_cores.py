@@ -184,12 +184,39 @@ def test_guard_other_names_are_refused(host: str) -> None:
         "file://",
         "",
         "chrome-extension://localhost",
+        "http://localhost:3000",
+        "http://127.0.0.1",
+        "http://localhost@evil.example",
+        "http://localhost/",
     ],
 )
 def test_guard_other_origins_are_refused(origin: str) -> None:
     objection = Guard("127.0.0.1").objection({"host": "localhost", "origin": origin})
     assert objection is not None
     assert objection.status == 403
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://localhost:8400"},
+        {"origin": "HTTP://LOCALHOST:8400"},
+        {"referer": "http://localhost:8400/some/page?of=ours"},
+        {"referer": "http://localhost:8400"},
+        {"sec-fetch-site": "same-origin"},
+        {"sec-fetch-site": "none"},
+        {"content-type": "text/plain", "authorization": "Bearer x"},  # 415 says what is wanted
+    ],
+)
+def test_guard_our_own_pages_and_programs_pass(headers: dict[str, str]) -> None:
+    assert Guard("127.0.0.1").objection({"host": "localhost:8400", **headers}) is None
+
+
+def test_guard_default_port_may_be_said_or_not() -> None:
+    guard = Guard("127.0.0.1", frozenset(("gw.example",)))
+    for host in ("gw.example", "gw.example:443"):
+        assert guard.objection({"host": host, "origin": "https://gw.example"}) is None
+        assert guard.objection({"host": host, "origin": "https://gw.example:443"}) is None
 
 
 def test_guard_listening_everywhere_takes_addresses_but_no_names() -> None:
