@@ -60,6 +60,11 @@ DEAD_BUSY_NS = 3 * SECOND_NS
 PING_IDLE_NS = 15 * SECOND_NS
 DEAD_IDLE_NS = 45 * SECOND_NS
 HELLO_WAIT_NS = 10 * SECOND_NS
+RESUME_NS_MAX = 10 * SECOND_NS  # how long a session outlives its connection; engines can't pause
+ACK_BYTES = 128 * 1024  # received and not acknowledged, after which an ack is written for itself
+ACK_ASIDE_BYTES = 4 * 1024  # after which one rides along with whatever is written
+RETAINED_BYTES_MAX = 4 * 1024 * 1024  # of a host's stream: 40 ms at 100 MB/s, 80 s of 500 streams
+STRANGER_RETAINED_BYTES_MAX = 512 * 1024  # two windows; a stranger has two slots
 ERROR_TEXT_BYTES_MAX = 1024
 
 # -- connections -------------------------------------------------------------------------------
@@ -99,4 +104,5 @@ assert PING_IDLE_NS < DEAD_IDLE_NS
 assert DIAL_NS_MAX < CONNECT_NS_MAX < LOOKUP_NS_MAX
 assert HALF_OPEN_PER_IP_MAX <= HALF_OPEN_MAX
 assert VOUCHER_IDLE_NS * 4 <= STRANGER_UNPAID_ABORT_NS < UNPAID_ABORT_NS
-assert PING_BUSY_NS < SUSPECT_BUSY_NS < DEAD_BUSY_NS
+assert PING_BUSY_NS < SUSPECT_BUSY_NS < DEAD_BUSY_NS < RESUME_NS_MAX
+assert ACK_ASIDE_BYTES < ACK_BYTES < STRANGER_RETAINED_BYTES_MAX < RETAINED_BYTES_MAX

@@ -69,6 +69,7 @@ class Frame(_message.Message):
     PING_FIELD_NUMBER: _builtins.int
     PONG_FIELD_NUMBER: _builtins.int
     GOAWAY_FIELD_NUMBER: _builtins.int
+    ACK_FIELD_NUMBER: _builtins.int
     channel: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
@@ -110,6 +111,8 @@ class Frame(_message.Message):
     def pong(self) -> Global___Pong: ...
     @_builtins.property
     def goaway(self) -> Global___Goaway: ...
+    @_builtins.property
+    def ack(self) -> Global___Ack: ...
     def __init__(
         self,
         *,
@@ -134,12 +137,13 @@ class Frame(_message.Message):
         ping: Global___Ping | None = ...,
         pong: Global___Pong | None = ...,
         goaway: Global___Goaway | None = ...,
+        ack: Global___Ack | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "allowance", b"allowance", "body", b"body", "cancel", b"cancel", "chunk", b"chunk", "close", b"close", "cosign", b"cosign", "due", b"due", "end", b"end", "error", b"error", "goaway", b"goaway", "hello", b"hello", "ping", b"ping", "pong", b"pong", "quote", b"quote", "receipts", b"receipts", "request", b"request", "resume", b"resume", "started", b"started", "voucher", b"voucher", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "ack", b"ack", "allowance", b"allowance", "body", b"body", "cancel", b"cancel", "chunk", b"chunk", "close", b"close", "cosign", b"cosign", "due", b"due", "end", b"end", "error", b"error", "goaway", b"goaway", "hello", b"hello", "ping", b"ping", "pong", b"pong", "quote", b"quote", "receipts", b"receipts", "request", b"request", "resume", b"resume", "started", b"started", "voucher", b"voucher", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "allowance", b"allowance", "body", b"body", "cancel", b"cancel", "channel", b"channel", "chunk", b"chunk", "close", b"close", "cosign", b"cosign", "due", b"due", "end", b"end", "error", b"error", "goaway", b"goaway", "hello", b"hello", "ping", b"ping", "pong", b"pong", "quote", b"quote", "receipts", b"receipts", "request", b"request", "resume", b"resume", "started", b"started", "voucher", b"voucher", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "ack", b"ack", "allowance", b"allowance", "body", b"body", "cancel", b"cancel", "channel", b"channel", "chunk", b"chunk", "close", b"close", "cosign", b"cosign", "due", b"due", "end", b"end", "error", b"error", "goaway", b"goaway", "hello", b"hello", "ping", b"ping", "pong", b"pong", "quote", b"quote", "receipts", b"receipts", "request", b"request", "resume", b"resume", "started", b"started", "voucher", b"voucher", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "allowance", "quote", "request", "accept", "due", "started", "chunk", "window", "voucher", "end", "receipts", "cosign", "error", "cancel", "resume", "close", "ping", "pong", "goaway"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "allowance", "quote", "request", "accept", "due", "started", "chunk", "window", "voucher", "end", "receipts", "cosign", "error", "cancel", "resume", "close", "ping", "pong", "goaway", "ack"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -160,6 +164,8 @@ class Hello(_message.Message):
     WALLET_PROOF_FIELD_NUMBER: _builtins.int
     VOUCHERS_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    RESUME_MS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     network_id: _builtins.str
     role: _builtins.int
@@ -169,6 +175,10 @@ class Hello(_message.Message):
     """gateway: envelope of WalletProof"""
     slots: _builtins.int
     """host: requests at a time that it grants this peer"""
+    session_id: _builtins.bytes
+    """Gateway: 16 random bytes that name the session, if it may want to resume it; else empty."""
+    resume_ms: _builtins.int
+    """Host: how long it keeps the session when the connection is gone; 0: it cannot be resumed."""
     @_builtins.property
     def vouchers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """host: envelopes of the best voucher per live allowance"""
@@ -183,10 +193,12 @@ class Hello(_message.Message):
         wallet_proof: _builtins.bytes = ...,
         vouchers: _abc.Iterable[_builtins.bytes] | None = ...,
         slots: _builtins.int = ...,
+        session_id: _builtins.bytes = ...,
+        resume_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_ns", b"clock_ns", "network_id", b"network_id", "role", b"role", "slots", b"slots", "version", b"version", "vouchers", b"vouchers", "wallet_proof", b"wallet_proof"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_ns", b"clock_ns", "network_id", b"network_id", "resume_ms", b"resume_ms", "role", b"role", "session_id", b"session_id", "slots", b"slots", "version", b"version", "vouchers", b"vouchers", "wallet_proof", b"wallet_proof"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -509,25 +521,61 @@ Global___Cancel: _TypeAlias = Cancel  # noqa: Y015
 
 @_typing.final
 class Resume(_message.Message):
+    """Goes on with a session whose connection was lost, on a new stream between the same two peers.
+
+    It is not part of the session's byte stream and never stands inside a session. The gateway's
+    first batch on the new stream holds this frame (channel 0) and nothing else. The host answers
+    with a batch of the same kind and then goes on with its byte stream at the gateway's
+    `received_bytes`; the gateway does the same with the host's. Or it answers with a batch that
+    holds an error (channel 0): then the session is over, and the gateway may say hello on this
+    stream. Refused are ids that the host does not know or that another peer's hello named, and
+    bytes that are kept no more or were never sent.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    OFFSET_BYTES_FIELD_NUMBER: _builtins.int
-    request_id: _builtins.bytes
-    offset_bytes: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """of the gateway's hello"""
+    received_bytes: _builtins.int
+    """of the peer's byte stream over all connections, lengths counted"""
     def __init__(
         self,
         *,
-        request_id: _builtins.bytes = ...,
-        offset_bytes: _builtins.int = ...,
+        session_id: _builtins.bytes = ...,
+        received_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset_bytes", b"offset_bytes", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["received_bytes", b"received_bytes", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Resume: _TypeAlias = Resume  # noqa: Y015
+
+@_typing.final
+class Ack(_message.Message):
+    """Says how much of the peer's byte stream came, so that the peer need not keep it any longer.
+    Only in sessions that can be resumed; due at the latest when 128 KiB are unacknowledged.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    received_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        received_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["received_bytes", b"received_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ack: _TypeAlias = Ack  # noqa: Y015
 
 @_typing.final
 class CloseFrame(_message.Message):

@@ -45,12 +45,19 @@ class OutgoingRequest:
 
 @dataclass(frozen=True, slots=True)
 class HelloReceived:
-    """The other side's hello; nothing else comes before it."""
+    """The other side's hello; nothing else comes before it.
+
+    Attributes:
+        session_id: A gateway's: what it would resume the session by, or empty.
+        resume_ms: A host's: how long it keeps the session without a connection; 0: not at all.
+    """
 
     clock_ns: int
     wallet_proof: bytes
     vouchers: tuple[bytes, ...]
     slots: int
+    session_id: bytes = b""
+    resume_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,13 @@ def hello_fault(wallet_proof: bytes, vouchers: int, longest_voucher_bytes: int, 
     return ""
 
 
+def session_id_fault(session_id: bytes) -> str:
+    """Check a hello's session id."""
+    if len(session_id) in (0, ID_BYTES):
+        return ""
+    return f"a session id has {ID_BYTES} bytes or none"
+
+
 def request_fault(request: OutgoingRequest) -> str:
     """Check the bounds of a request; its JSON is for the host."""
     ids = (request.request_id, request.quote_id, request.salt)

@@ -7,7 +7,7 @@ for the session's owner, or None.
 from collections.abc import Callable
 
 from p2p import limits
-from p2p.errors import ErrorCode, RemoteProtocolError
+from p2p.errors import RemoteProtocolError
 from p2p.proto.session_pb2 import Frame
 from p2p.session import events, fields
 from p2p.session.channels import GatewayChannel, HostChannel
@@ -71,8 +71,26 @@ def _hello(state: SessionState, frame: Frame, now_ns: int) -> events.Event:
     vouchers = tuple(hello.vouchers)
     longest = max(map(len, vouchers), default=0)
     _refuse(fields.hello_fault(hello.wallet_proof, len(vouchers), longest, hello.slots))
+    _refuse(fields.session_id_fault(hello.session_id))
     state.hello_received = True
-    return events.HelloReceived(hello.clock_ns, hello.wallet_proof, vouchers, hello.slots)
+    if state.role is Role.HOST:
+        state.is_named = bool(hello.session_id)
+    else:
+        state.keep_if(is_kept=state.is_named and hello.resume_ms > 0)
+    return events.HelloReceived(
+        hello.clock_ns,
+        hello.wallet_proof,
+        vouchers,
+        hello.slots,
+        hello.session_id,
+        hello.resume_ms,
+    )
+
+
+def _ack(state: SessionState, frame: Frame, now_ns: int) -> None:
+    if not state.is_kept:
+        raise RemoteProtocolError("ack in a session that cannot be resumed")
+    state.sent.acknowledge(frame.ack.received_bytes)
 
 
 def _ping(state: SessionState, frame: Frame, now_ns: int) -> None:
@@ -258,15 +276,13 @@ def _cosign(state: SessionState, frame: Frame, now_ns: int) -> events.Event:
     return events.CosignReceived(envelope)
 
 
-def _resume(state: SessionState, frame: Frame, now_ns: int) -> None:
-    """Answer that this version cannot: the gateway then starts the request anew elsewhere."""
-    error = state.writer.add(0, 64).error
-    error.code = ErrorCode.INVALID_REQUEST
-    error.message = "this host cannot resume a request"
-    state.urgent = True
-
-
-_BOTH: dict[str, Handler] = {"hello": _hello, "ping": _ping, "pong": _pong, "goaway": _goaway}
+_BOTH: dict[str, Handler] = {
+    "hello": _hello,
+    "ping": _ping,
+    "pong": _pong,
+    "goaway": _goaway,
+    "ack": _ack,
+}
 
 _HANDLERS: dict[Role, dict[str, Handler]] = {
     Role.GATEWAY: {
@@ -290,6 +306,5 @@ _HANDLERS: dict[Role, dict[str, Handler]] = {
         "voucher": _voucher,
         "cosign": _cosign,
         "cancel": _cancel,
-        "resume": _resume,
     },
 }

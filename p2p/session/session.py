@@ -24,6 +24,9 @@ class Session:
 
     Sends are queued and never block; after ``link_lost`` they do nothing. Every method raises
     LocalProtocolError if the protocol forbids it now: that is a bug of the caller.
+
+    A session may outlive its connection, if ``is_kept``: ``cut`` when it is lost, ``resume`` when
+    another one stands. Each side's frames are one byte stream over all connections.
     """
 
     __slots__ = ("_bytes_in", "_bytes_out", "_frames_in", "_state", "_writes")
@@ -46,7 +49,7 @@ class Session:
                 piece took effect but its events are not returned. Reset the link.
         """
         state = self._state
-        if state.failed or state.closed:
+        if state.failed or state.closed or state.is_cut:
             raise RemoteProtocolError("data after the session's end")
         self._bytes_in += len(data)
         happened: list[Event] = []
@@ -66,6 +69,8 @@ class Session:
         self._frames_in += frames_count
         if data:
             state.liveness.heard(now_ns)
+            unacknowledged_bytes = self._bytes_in - state.acknowledged_bytes
+            state.ack_due = unacknowledged_bytes >= limits.ACK_BYTES and state.is_kept
         state.liveness.set_busy(now_ns, busy=state.open_requests > 0)
         return happened
 
@@ -76,15 +81,20 @@ class Session:
             now_ns: Monotonic time.
         """
         state = self._state
-        if state.closed:
+        if state.closed or state.is_cut:
             return b""
         if state.pong_nonce is not None:
             state.writer.add(0, 0).pong.nonce = state.pong_nonce
             state.pong_nonce = None
-        if not state.writer:
+        if not (state.writer or state.ack_due or state.replay):
             return b""
+        if state.is_kept:
+            self._acknowledge()
         state.urgent = False
         data = state.writer.take()
+        state.sent.add(data)
+        if state.replay:
+            data, state.replay = state.replay + data, b""
         state.liveness.written(now_ns)
         state.liveness.set_busy(now_ns, busy=state.open_requests > 0)
         self._writes += 1
@@ -95,15 +105,82 @@ class Session:
     def has_output(self) -> bool:
         """Whether ``data_to_send`` would return something."""
         state = self._state
-        return not state.closed and (bool(state.writer) or state.pong_nonce is not None)
+        return not (state.closed or state.is_cut) and (
+            bool(state.writer)
+            or state.pong_nonce is not None
+            or state.ack_due
+            or bool(state.replay)
+        )
 
     @property
     def urgent(self) -> bool:
         """Whether what waits holds a hello, request, due, end, cancel, error, close or goaway."""
         return self._state.urgent and not self._state.closed
 
+    # -- connections that come and go ------------------------------------------------------------
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the session could go on over another connection if this one were lost."""
+        state = self._state
+        return state.is_kept and not (state.failed or state.closed)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the connection is lost and no other has taken its place."""
+        return self._state.is_cut
+
+    @property
+    def received_bytes(self) -> int:
+        """How much of the peer's byte stream came, over all connections."""
+        return self._bytes_in
+
+    def keep_sent(self, bytes_max: int) -> None:
+        """Change how much of what was sent is kept for a peer that has yet to acknowledge it."""
+        if self._state.is_kept:
+            self._state.sent.keep(bytes_max)
+
+    def cut(self) -> None:
+        """Learn that the connection is lost and may be replaced: what is sent waits."""
+        state = self._state
+        if not self.is_kept:
+            raise LocalProtocolError("this session cannot outlive its connection")
+        state.is_cut = True
+        state.replay = b""
+
+    def resume(self, received_bytes: int, now_ns: int) -> None:
+        """Go on over another connection, from where the peer's knowledge of us ends.
+
+        Args:
+            received_bytes: How much of our byte stream came, as the peer says.
+            now_ns: Monotonic time.
+
+        Raises:
+            RemoteProtocolError: If it asks for what is kept no more, or was never sent.
+        """
+        state = self._state
+        replay = state.sent.since(received_bytes)
+        if replay is None or not self.is_kept:
+            raise RemoteProtocolError(
+                f"peer wants to go on at byte {received_bytes} of {state.sent.end};"
+                f" {state.sent.kept_bytes} are kept"
+            )
+        state.sent.acknowledge(received_bytes)
+        state.replay = replay
+        state.acknowledged_bytes = self._bytes_in
+        state.is_cut = state.ack_due = False
+        state.urgent = True
+        state.liveness.heard(now_ns)
+
+    def _acknowledge(self) -> None:
+        state = self._state
+        if self._bytes_in - state.acknowledged_bytes >= limits.ACK_ASIDE_BYTES:
+            state.writer.add(0, 0).ack.received_bytes = self._bytes_in
+            state.acknowledged_bytes = self._bytes_in
+        state.ack_due = False
+
     def link_lost(self) -> list[Event]:
-        """Learn that the link is gone; return the end of every open request.
+        """Learn that the link is gone for good; return the end of every open request.
 
         A gateway gets a final ``RequestFailed`` for each, a host ``RequestCancelled``. Later
         sends do nothing.
@@ -111,6 +188,7 @@ class Session:
         state = self._state
         state.closed = True
         state.writer.clear()
+        state.sent.keep(0)
         error = ErrorInfo(code=ErrorCode.INTERNAL, message="link lost")
         lost: list[Event] = [
             events.RequestFailed(channel, error, final=True) for channel in state.open_gateway
@@ -129,7 +207,7 @@ class Session:
         each change, or every few 100 ms. Calling in vain or late does no harm.
         """
         state = self._state
-        if state.closed or state.failed:
+        if state.closed or state.failed or state.is_cut:
             return None
         if not state.greeted:
             return state.created_ns + limits.HELLO_WAIT_NS
@@ -206,6 +284,8 @@ class Session:
         wallet_proof: bytes = b"",
         vouchers: Sequence[bytes] = (),
         slots: int = 0,
+        session_id: bytes = b"",
+        resume_ms: int = 0,
     ) -> None:
         """Greet; the gateway first, the host in answer.
 
@@ -214,13 +294,20 @@ class Session:
             wallet_proof: Gateway: its ``WalletProof`` envelope; empty at zero price.
             vouchers: Host: the best voucher envelope of each live allowance of that wallet.
             slots: Host: how many requests at a time it grants this peer.
+            session_id: Gateway: 16 random bytes if it may want to resume the session.
+            resume_ms: Host: how long it keeps the session without a connection; 0: not at all.
         """
         state = self._state
         if state.hello_sent or state.hello_received is not (state.role is Role.HOST):
             raise LocalProtocolError("hello out of turn")
         longest = max(map(len, vouchers), default=0)
         _refuse(fields.hello_fault(wallet_proof, len(vouchers), longest, slots))
+        _refuse(fields.session_id_fault(session_id))
         state.hello_sent = True
+        if state.role is Role.GATEWAY:
+            state.is_named = bool(session_id)
+        else:
+            state.keep_if(is_kept=state.is_named and resume_ms > 0)
         size = len(wallet_proof) + sum(len(each) + 8 for each in vouchers)
         hello = self._urgent_frame(0, size).hello
         hello.version = PROTOCOL_VERSION
@@ -230,6 +317,8 @@ class Session:
         hello.wallet_proof = wallet_proof
         hello.vouchers.extend(vouchers)
         hello.slots = slots
+        hello.session_id = session_id
+        hello.resume_ms = resume_ms
 
     def send_goaway(self, reason: str) -> None:
         """Say that no new requests are wanted; a second time does nothing."""
@@ -343,9 +432,13 @@ class Session:
             frame.started.SetInParent()
 
     def window_bytes(self, channel: int) -> int:
-        """Return how many bytes of chunk data may be sent now; 0 on a channel that is over."""
-        request = self._state.open_host.get(channel)
-        if request is None or request.mine is not HostState.STARTED:
+        """Return how many bytes of chunk data may be sent now.
+
+        0 on a channel that is over, and while the connection is lost.
+        """
+        state = self._state
+        request = state.open_host.get(channel)
+        if request is None or request.mine is not HostState.STARTED or state.is_cut:
             return 0
         return request.window_bytes
 

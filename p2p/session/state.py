@@ -5,6 +5,7 @@ from p2p.errors import LocalProtocolError
 from p2p.session.channels import GatewayChannel, HostChannel
 from p2p.session.framing import FrameReader, FrameWriter
 from p2p.session.liveness import Liveness
+from p2p.session.retained import Retained
 from p2p.session.states import Role
 from p2p.types import NetworkId
 
@@ -18,10 +19,19 @@ class SessionState:
         open_host: A host's open requests.
         pong_nonce: The ping that waits to be answered; only the newest of several.
         failed: Whether the peer broke the protocol: nothing it sends counts any more.
-        closed: Whether the link is gone: nothing can be sent any more.
+        closed: Whether the session is over: nothing can be sent any more.
+        is_cut: Whether its connection is gone and another may take its place: what is sent waits.
+        is_named: Whether the gateway gave it an id to resume it by.
+        is_kept: Whether it can be resumed: the gateway named it, and the host keeps it.
+        sent: The tail of our byte stream, for a connection that takes the place of a lost one.
+        replay: What such a connection has to repeat before anything else.
+        acknowledged_bytes: How much of the peer's byte stream we said that we have.
+        ack_due: Whether that has to be said for its own sake.
     """
 
     __slots__ = (
+        "ack_due",
+        "acknowledged_bytes",
         "closed",
         "created_ns",
         "failed",
@@ -29,6 +39,9 @@ class SessionState:
         "goaway_sent",
         "hello_received",
         "hello_sent",
+        "is_cut",
+        "is_kept",
+        "is_named",
         "last_channel",
         "liveness",
         "network_id",
@@ -39,8 +52,10 @@ class SessionState:
         "pong_nonce",
         "pong_seen",
         "reader",
+        "replay",
         "role",
         "round_trip_ns",
+        "sent",
         "urgent",
         "writer",
     )
@@ -62,6 +77,10 @@ class SessionState:
         self.round_trip_ns = 0
         self.pong_nonce: int | None = None
         self.urgent = self.failed = self.closed = False
+        self.is_cut = self.is_kept = self.is_named = self.ack_due = False
+        self.sent = Retained(_RETAINED_BYTES_MAX[role])
+        self.replay = b""
+        self.acknowledged_bytes = 0
 
     @property
     def greeted(self) -> bool:
@@ -72,6 +91,12 @@ class SessionState:
     def open_requests(self) -> int:
         """How many channels are open."""
         return len(self.open_gateway) + len(self.open_host)
+
+    def keep_if(self, *, is_kept: bool) -> None:
+        """Settle, once both hellos are there, whether the session can be resumed."""
+        self.is_kept = is_kept
+        if not is_kept:
+            self.sent.keep(0)
 
     def require(self, role: Role | None = None) -> None:
         """Check that we may send a session frame now.
@@ -88,6 +113,8 @@ class SessionState:
         """Return why no request can be opened now, or an empty text."""
         if self.closed or self.failed:
             return "the session is over"
+        if self.is_cut:
+            return "the connection is lost and not back yet"
         if not self.greeted:
             return "the host has not said hello yet"
         if self.goaway_sent or self.goaway_received:
@@ -100,3 +127,7 @@ class SessionState:
 
 
 _CHANNEL_MAX = 2**32 - 1
+_RETAINED_BYTES_MAX = {
+    Role.GATEWAY: limits.SESSION_BODY_BYTES_MAX + limits.SESSION_CONTROL_BYTES_MAX,
+    Role.HOST: limits.STRANGER_RETAINED_BYTES_MAX,
+}

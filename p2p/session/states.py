@@ -45,6 +45,23 @@ is a promise, so a request behind it is an error.
 
 Liveness is not a state of this table. See ``liveness``.
 
+Connections. A session may outlive the connection that carries it, if the gateway named it in its
+hello and the host said in its own for how long it keeps it. Each side's batches, lengths counted,
+are one byte stream over all connections. Each side keeps what it wrote until an ``ack`` says that
+it came; an ack is due only every ``ACK_BYTES``, or with whatever is written anyway, so a stream
+costs one append per write and not a thing per chunk. When a connection is lost both sides keep all
+of their state, also half a batch that came; what they want to send waits, and a host's windows are
+shut. On a new stream between the same two peers the gateway says which session it goes on with and
+how many bytes of the host's stream it has; the host says how many of the gateway's; each repeats
+the other's missing rest (``opening``). Nothing else is special then. No request, count, window,
+voucher or receipt can be lost or doubled by a cut, wherever it falls, because to all of them there
+was none: the alternative, an offset per request, would need an answer for every frame of every
+state and for the money in flight.
+
+Who may resume is whoever opened: the stream's authenticated peer must be the one whose hello named
+the session, and know the id. A gateway that comes back with another peer id is another gateway;
+its wallet proof named the old one.
+
 The table
 =========
 
@@ -128,10 +145,10 @@ CHANNEL_FRAMES: dict[Role, frozenset[str]] = {
 
 SESSION_FRAMES: dict[Role, frozenset[str]] = {
     Role.GATEWAY: frozenset(
-        ("hello", "allowance", "quote", "voucher", "cosign", "resume", "ping", "pong", "goaway")
+        ("hello", "allowance", "quote", "voucher", "cosign", "ping", "pong", "goaway", "ack")
     ),
     Role.HOST: frozenset(
-        ("hello", "quote", "receipts", "error", "close", "ping", "pong", "goaway")
+        ("hello", "quote", "receipts", "error", "close", "ping", "pong", "goaway", "ack")
     ),
 }
 """Frames that stand on channel 0, by sender."""

@@ -63,14 +63,15 @@ def lone(role: Role) -> Session:
 class Pair:
     """A gateway and a host, joined."""
 
-    def __init__(self, *, greeted: bool = True) -> None:
+    def __init__(self, *, greeted: bool = True, kept: bool = False) -> None:
         self.gateway = Session(Role.GATEWAY, network_id=NETWORK, now_ns=0)
         self.host = Session(Role.HOST, network_id=NETWORK, now_ns=0)
         self.now_ns = 0
         if greeted:
-            self.gateway.send_hello(clock_ns=1, wallet_proof=b"proof")
+            session_id = ID if kept else b""
+            self.gateway.send_hello(clock_ns=1, wallet_proof=b"proof", session_id=session_id)
             self.to_host()
-            self.host.send_hello(clock_ns=2, slots=4)
+            self.host.send_hello(clock_ns=2, slots=4, resume_ms=10_000 if kept else 0)
             self.to_gateway()
 
     def to_host(self) -> list[Event]:
@@ -80,6 +81,14 @@ class Pair:
     def to_gateway(self) -> list[Event]:
         data = self.host.data_to_send(self.now_ns)
         return self.gateway.receive_data(data, self.now_ns) if data else []
+
+    def cut(self) -> None:
+        self.gateway.cut()
+        self.host.cut()
+
+    def resume(self) -> None:
+        self.host.resume(self.gateway.received_bytes, self.now_ns)
+        self.gateway.resume(self.host.received_bytes, self.now_ns)
 
     def open(self, **changes: object) -> int:
         channel = self.gateway.open_request(request(**changes))

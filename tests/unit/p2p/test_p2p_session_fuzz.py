@@ -49,7 +49,8 @@ def frame_bodies() -> st.SearchStrategy[pb.Frame]:
             pb.Error, code=U32, message=TEXT, retry_after_ms=U32, allowance_id=SHORT, param=TEXT
         ),
         "cancel": st.builds(pb.Cancel),
-        "resume": st.builds(pb.Resume, request_id=SHORT, offset_bytes=U64),
+        "resume": st.builds(pb.Resume, session_id=SHORT, received_bytes=U64),
+        "ack": st.builds(pb.Ack, received_bytes=U64),
         "close": st.builds(pb.CloseFrame, envelope=SHORT),
         "ping": st.builds(pb.Ping, nonce=U64),
         "pong": st.builds(pb.Pong, nonce=U64),

@@ -1,4 +1,4 @@
-"""Two sessions joined by a byte stream that is cut anywhere, driven every legal way.
+"""Two sessions joined by byte streams that are split and lost anywhere, driven every legal way.
 
 The model beside them holds what was sent. Nothing may be lost, doubled or reordered, no window
 exceeded, and neither side may ever blame the other.
@@ -35,7 +35,7 @@ class JoinedSessions(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pair = Pair()
+        self.pair = Pair(kept=True)
         self.models: dict[int, Model] = {}
         self.to_host = bytearray()
         self.to_gateway = bytearray()
@@ -47,6 +47,7 @@ class JoinedSessions(RuleBasedStateMachine):
 
     # -- the gateway's owner -----------------------------------------------------------------
 
+    @precondition(lambda self: not self.pair.gateway.is_cut)
     @rule(target=channels, body_bytes=st.integers(1, 3000))
     def open_request(self, body_bytes: int) -> int:
         channel = self.pair.gateway.open_request(request(bytes(body_bytes)))
@@ -126,6 +127,8 @@ class JoinedSessions(RuleBasedStateMachine):
 
     @rule(piece=PIECE)
     def carry_to_host(self, piece: int) -> None:
+        if self.pair.host.is_cut or self.pair.gateway.is_cut:
+            return
         self.to_host += self.pair.gateway.data_to_send(0)
         data = bytes(self.to_host[:piece])
         del self.to_host[:piece]
@@ -134,15 +137,38 @@ class JoinedSessions(RuleBasedStateMachine):
 
     @rule(piece=PIECE)
     def carry_to_gateway(self, piece: int) -> None:
+        if self.pair.host.is_cut or self.pair.gateway.is_cut:
+            return
         self.to_gateway += self.pair.host.data_to_send(0)
         data = bytes(self.to_gateway[:piece])
         del self.to_gateway[:piece]
         for event in self.pair.gateway.receive_data(data, 0):
             self.gateway_learns(event)
 
+    @rule()
+    def cut(self) -> None:
+        """Lose the connection and all that is on its way."""
+        self.to_host.clear()
+        self.to_gateway.clear()
+        self.pair.cut()
+
+    @rule()
+    def half_resume(self) -> None:
+        """Lose the next connection too, before the host's word came."""
+        if self.pair.host.is_cut:
+            self.pair.host.resume(self.pair.gateway.received_bytes, 0)
+            self.pair.host.data_to_send(0)
+            self.pair.host.cut()
+
+    @rule()
+    def resume(self) -> None:
+        if self.pair.host.is_cut:
+            self.pair.resume()
+
     @precondition(lambda self: self.models)
     @rule()
     def carry_all(self) -> None:
+        self.resume()
         for _ in range(3):
             self.carry_to_host(2**30)
             self.carry_to_gateway(2**30)
@@ -199,6 +225,7 @@ class JoinedSessions(RuleBasedStateMachine):
             on_the_way = len(model.sent) - model.consumed_bytes
             assert 0 <= on_the_way <= limits.WINDOW_BYTES
             assert 0 <= self.pair.host.window_bytes(channel) <= limits.WINDOW_BYTES
+            assert not (self.pair.host.is_cut and self.pair.host.window_bytes(channel))
             assert len(model.received) - model.consumed_bytes <= limits.WINDOW_BYTES
 
 

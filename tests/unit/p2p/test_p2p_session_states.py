@@ -235,14 +235,15 @@ SESSION_FRAMES: dict[str, pb.Frame] = {
     "voucher": pb.Frame(voucher=pb.VoucherFrame(envelope=b"v")),
     "receipts": pb.Frame(receipts=pb.Receipts(envelope=b"r")),
     "cosign": pb.Frame(cosign=pb.Cosign(envelope=b"c")),
-    "resume": pb.Frame(resume=pb.Resume(request_id=ID)),
+    "resume": pb.Frame(resume=pb.Resume(session_id=ID)),
+    "ack": pb.Frame(ack=pb.Ack(received_bytes=1)),
     "close": pb.Frame(close=pb.CloseFrame(envelope=b"c")),
     "ping": pb.Frame(ping=pb.Ping(nonce=1)),
     "goaway": pb.Frame(goaway=pb.Goaway(reason="why")),
     "session error": pb.Frame(error=pb.Error(code=1)),
 }
 TAKEN_BY: dict[Role, set[str]] = {
-    Role.HOST: {"allowance", "quote asked", "voucher", "cosign", "resume", "ping", "goaway"},
+    Role.HOST: {"allowance", "quote asked", "voucher", "cosign", "ping", "goaway"},
     Role.GATEWAY: {"quote", "receipts", "close", "ping", "goaway", "session error"},
 }
 
@@ -343,16 +344,6 @@ def test_session_calls_arrive_as_events_in_order() -> None:
         events.CloseReceived(b"close"),
         events.GoawayReceived("drain"),
     ]
-
-
-def test_resume_is_answered_with_an_error_and_no_event() -> None:
-    pair = Pair()
-    frame = pb.Frame(resume=pb.Resume(request_id=ID, offset_bytes=7))
-    assert pair.host.receive_data(wire(frame), 0) == []
-    assert pair.host.urgent
-    (event,) = pair.to_gateway()
-    assert isinstance(event, events.SessionErrorReceived)
-    assert event.error.code is ErrorCode.INVALID_REQUEST
 
 
 # -- hello and goaway ------------------------------------------------------------------------------
