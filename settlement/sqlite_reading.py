@@ -35,8 +35,8 @@ _SUM = f"SUM(micros >> {HALF_BITS}), SUM(micros & {_HALF_MASK_BITS})"
 _ID_BYTES = 16
 
 STATE_COLUMNS = tuple(field.name for field in dataclasses.fields(AllowanceState))
-_STATES = f"SELECT {', '.join(STATE_COLUMNS)} FROM allowances"
-_BATCHES = (
+STATES = f"SELECT {', '.join(STATE_COLUMNS)} FROM allowances"
+BATCHES = (
     "SELECT digest, allowance_id, host_peer_id, account_id, sequence, envelope, cosignature,"
     " by_host, by_gateway, cosigned, different FROM batches"
 )
@@ -175,10 +175,10 @@ class SqliteReading:
     def allowances(self, ids: Collection[AllowanceId]) -> dict[AllowanceId, AllowanceState]:
         """Return those of the allowances that exist."""
         rows = self._rows(
-            f"{_STATES} WHERE allowance_id IN (SELECT value FROM json_each(?))",
+            f"{STATES} WHERE allowance_id IN (SELECT value FROM json_each(?))",
             _array(each.hex() for each in ids),
         )
-        states = map(_state, rows)
+        states = map(state_of, rows)
         return {state.allowance_id: state for state in states}
 
     def allowance_envelope(self, allowance_id: AllowanceId) -> bytes:
@@ -190,21 +190,21 @@ class SqliteReading:
     def due_allowances(self, now_ns: int, *, rows_max: int) -> tuple[AllowanceState, ...]:
         """Return allowances whose rest must be voided or whose held earnings released."""
         to_void = self._rows(
-            f"{_STATES} WHERE (limit_micros > posted_micros OR closed = 0)"
+            f"{STATES} WHERE (limit_micros > posted_micros OR closed = 0)"
             " AND expires_at_ns < ? LIMIT ?",
             now_ns - limits.SETTLE_GRACE_NS,
             rows_max,
         )
         to_release = self._rows(
-            f"{_STATES} WHERE held_micros > 0 AND hold_until_ns <= ? LIMIT ?", now_ns, rows_max
+            f"{STATES} WHERE held_micros > 0 AND hold_until_ns <= ? LIMIT ?", now_ns, rows_max
         )
-        states = map(_state, (*to_void, *to_release))
+        states = map(state_of, (*to_void, *to_release))
         return tuple({state.allowance_id: state for state in states}.values())
 
     def all_allowances(self) -> Iterator[AllowanceState]:
         """Yield all allowances."""
-        for row in self._connection.execute(_STATES):
-            yield _state(cast(Row, row))
+        for row in self._connection.execute(STATES):
+            yield state_of(cast(Row, row))
 
     def voucher_digests(self, keys: Collection[VoucherKey]) -> dict[VoucherKey, frozenset[Digest]]:
         """Return the digests of the vouchers kept for each allowance and sequence, if any."""
@@ -223,10 +223,10 @@ class SqliteReading:
     def batches(self, digests: Collection[Digest]) -> dict[Digest, StoredBatch]:
         """Return those of the batches that exist."""
         rows = self._rows(
-            f"{_BATCHES} WHERE digest IN (SELECT value FROM json_each(?))",
+            f"{BATCHES} WHERE digest IN (SELECT value FROM json_each(?))",
             _array(digest.hex() for digest in digests),
         )
-        return {batch.digest: batch for batch in map(_batch, rows)}
+        return {batch.digest: batch for batch in map(batch_of, rows)}
 
     def receipt_digests(
         self, host_peer_id: PeerId, request_ids: Collection[RequestId]
@@ -318,14 +318,15 @@ def _statement_line(row: Row) -> StatementLine:
 
 
 def state_values(state: AllowanceState) -> tuple[object, ...]:
-    """Return an allowance as the row that ``_state`` reads."""
+    """Return an allowance as the row that ``state_of`` reads."""
     values = {name: getattr(state, name) for name in STATE_COLUMNS}
     values["allowance_id"] = state.allowance_id.hex()
     values["closed"] = int(state.closed)
     return tuple(values.values())
 
 
-def _state(row: Row) -> AllowanceState:
+def state_of(row: Row) -> AllowanceState:
+    """Return the allowance of a row of ``STATE_COLUMNS``."""
     values = dict(zip(STATE_COLUMNS, row, strict=True))
     number = {name: held for name, held in values.items() if isinstance(held, int)}
     closed = bool(number.pop("closed"))
@@ -339,7 +340,8 @@ def _state(row: Row) -> AllowanceState:
     )
 
 
-def _batch(row: Row) -> StoredBatch:
+def batch_of(row: Row) -> StoredBatch:
+    """Return the batch of a row of ``BATCHES``."""
     digest, allowance, host, account, sequence, envelope, cosignature, *said = cast(
         tuple[str, str, str, str, int, bytes, bytes, int, int, int, bytes], row
     )

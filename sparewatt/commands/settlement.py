@@ -109,6 +109,36 @@ def serve_command(data_dir: Path, bind: str, port: int, fee_bps: int, *, verbose
         serve(config, ready=ready)
 
 
+@settlement_command.command(
+    "verify",
+    epilog=example("sparewatt settlement verify", "sparewatt settlement verify --json"),
+)
+@data_option("settlement")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify_command(data_dir: Path, *, as_json: bool) -> None:
+    """Rebuild the books and compare: exit status 0 only if all is right.
+
+    Works beside a running service, and writes nothing. Balances and allowances are built anew
+    from the rows that are never changed; every signature that money rests on is verified.
+    """
+    import json
+
+    from settlement.verify import verify
+    from sparewatt.verification import ProgressLine, print_report, report_fields
+
+    _require_settlement(data_dir)
+    progress = ProgressLine()
+    with explained():
+        report = verify(data_dir, progress=progress)
+    progress.clear()
+    if as_json:
+        click.echo(json.dumps(report_fields(report), indent=2))
+    else:
+        print_report(report)
+    if not report.is_clean:
+        raise SystemExit(1)
+
+
 @settlement_command.group(
     "account", epilog=example("sparewatt settlement account credit ACCOUNT 25 --id invoice-2041")
 )
