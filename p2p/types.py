@@ -156,10 +156,7 @@ def peer_id_from_bytes(raw: bytes) -> PeerId:
 
 def sha256(*parts: bytes) -> Digest:
     """Return the SHA-256 digest of the concatenated parts."""
-    state = hashlib.sha256()
-    for part in parts:
-        state.update(part)
-    return Digest(state.digest())
+    return Digest(hashlib.sha256(b"".join(parts)).digest())
 
 
 def digest_text(digest: bytes) -> str:

@@ -9,12 +9,15 @@ held fields that we ignore, two honest peers could disagree on what was signed.
 
 import dataclasses
 import enum
+import operator
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
 
 from p2p.errors import LocalProtocolError, RemoteProtocolError
 from p2p.types import PeerId, peer_id_from_bytes, peer_id_to_bytes
@@ -23,8 +26,7 @@ ValueT = TypeVar("ValueT")
 MessageT = TypeVar("MessageT", bound=Message)
 Scalar = int | str | bytes | bool
 
-_Reader = Callable[[object], object]
-_Writer = Callable[[object], object]
+_Converter = Callable[[object], object]
 
 
 def encode_message(message: Message) -> bytes:
@@ -81,81 +83,123 @@ def decode_value(
 
 
 def _message_of(value: object, message_type: type[Message]) -> Message:
-    message = message_type()
-    for name, _, write in _plan(type(value)):
-        held = write(getattr(value, name))
+    plan = _encode_plan(type(value), message_type)
+    fields = dict(zip(plan.names, plan.fetch(value), strict=True))
+    for name, convert in plan.converted:
+        fields[name] = convert(fields[name])
+    try:
+        if None in fields.values():  # protobuf would take it for a field left out
+            raise TypeError("a field is None")
+        return message_type(**fields)
+    except (TypeError, ValueError) as error:
+        raise LocalProtocolError(_fault(fields, message_type)) from error
+
+
+def _fault(fields: dict[str, object], message_type: type[Message]) -> str:
+    """Return which field does not fit its protobuf type, and why."""
+    for name, held in fields.items():
         try:
-            _assign(message, name, held)
+            message_type(**{name: held})
         except (TypeError, ValueError) as error:
-            raise LocalProtocolError(f"{message_type.__name__}.{name}: {error}") from error
-    return message
-
-
-def _assign(message: Message, name: str, held: object) -> None:
-    """Set one field, descending into messages and lists of them."""
-    if isinstance(held, Sequence) and not isinstance(held, str | bytes):
-        items = getattr(message, name)
-        for item in held:
-            if dataclasses.is_dataclass(item):
-                added: Message = items.add()
-                added.CopyFrom(_message_of(item, type(added)))
-            else:
-                items.append(item)
-    elif dataclasses.is_dataclass(held):
-        target: Message = getattr(message, name)
-        target.CopyFrom(_message_of(held, type(target)))
-        target.SetInParent()
-    else:
-        setattr(message, name, held)
+            return f"{message_type.__name__}.{name}: {error}"
+        if held is None:
+            return f"{message_type.__name__}.{name} is None"
+    return f"{message_type.__name__} cannot be encoded"
 
 
 def _value_of(value_type: type[ValueT], message: Message) -> ValueT:
+    plan = _decode_plan(value_type)
     try:
-        fields = {name: read(getattr(message, name)) for name, read, _ in _plan(value_type)}
+        fields = dict(zip(plan.names, plan.fetch(message), strict=True))
+        for name, convert in plan.converted:
+            fields[name] = convert(fields[name])
         return value_type(**fields)
     except ValueError as error:
         raise RemoteProtocolError(f"{value_type.__name__}: {error}") from error
 
 
-_Plan = tuple[tuple[str, _Reader, _Writer], ...]
-_PLANS: dict[object, _Plan] = {}
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Plan:
+    """How to go from one form to the other; most fields are the same in both.
+
+    Receipts are made and read once per request, so the plan leaves the loop over the fields to C:
+    ``fetch`` returns all of them, and only those in ``converted`` are touched one by one.
+    """
+
+    names: tuple[str, ...]
+    fetch: Callable[[object], tuple[object, ...]]
+    converted: tuple[tuple[str, _Converter], ...]
 
 
-def _plan(value_type: object) -> _Plan:
-    """Return (field name, protobuf to value, value to protobuf) for each field of a dataclass."""
-    plan = _PLANS.get(value_type)
+_ENCODE_PLANS: dict[tuple[object, object], _Plan] = {}
+_DECODE_PLANS: dict[object, _Plan] = {}
+
+
+def _encode_plan(value_type: type, message_type: type[Message]) -> _Plan:
+    plan = _ENCODE_PLANS.get((value_type, message_type))
     if plan is None:
         hints = typing.get_type_hints(value_type)
-        plan = tuple((name, _reader(hints[name]), _writer(hints[name])) for name in hints)
-        _PLANS[value_type] = plan
+        fields = message_type.DESCRIPTOR.fields_by_name
+        nested = {
+            name: GetMessageClass(typing.cast(Descriptor, field.message_type))
+            for name, field in fields.items()
+            if field.message_type is not None
+        }
+        writers = ((name, _writer(hint, nested.get(name))) for name, hint in hints.items())
+        plan = _ENCODE_PLANS[value_type, message_type] = _make_plan(tuple(hints), writers)
     return plan
 
 
-def _reader(hint: object) -> _Reader:
+def _decode_plan(value_type: object) -> _Plan:
+    plan = _DECODE_PLANS.get(value_type)
+    if plan is None:
+        hints = typing.get_type_hints(value_type)
+        readers = ((name, _reader(hint)) for name, hint in hints.items())
+        plan = _DECODE_PLANS[value_type] = _make_plan(tuple(hints), readers)
+    return plan
+
+
+def _make_plan(
+    names: tuple[str, ...], converters: Iterable[tuple[str, _Converter | None]]
+) -> _Plan:
+    fetch = operator.attrgetter(*names)
+    converted = tuple((name, each) for name, each in converters if each is not None)
+    if len(names) == 1:
+        return _Plan(names, lambda held: (fetch(held),), converted)
+    return _Plan(names, fetch, converted)
+
+
+def _reader(hint: object) -> _Converter | None:
+    """Return what makes a field's value of what protobuf holds; None if it is the same."""
     if hint is PeerId:
         return lambda raw: peer_id_from_bytes(typing.cast(bytes, raw))
     if typing.get_origin(hint) is tuple:
         item = _reader(typing.get_args(hint)[0])
+        if item is None:
+            return lambda raw: tuple(typing.cast(Sequence[object], raw))
         return lambda raw: tuple(item(each) for each in typing.cast(Sequence[object], raw))
     if isinstance(hint, type):
         if issubclass(hint, enum.IntEnum):
             return lambda raw: hint(typing.cast(int, raw))
         if dataclasses.is_dataclass(hint):
             return lambda raw: _value_of(hint, typing.cast(Message, raw))
-    return lambda raw: raw
+    return None
 
 
-def _writer(hint: object) -> _Writer:
+def _writer(hint: object, nested: type[Message] | None) -> _Converter | None:
+    """Return what makes what protobuf holds of a field's value; None if it is the same."""
     if hint is PeerId:
         return lambda held: peer_id_to_bytes(typing.cast(str, held))
     if typing.get_origin(hint) is tuple:
-        item = _writer(typing.get_args(hint)[0])
+        item = _writer(typing.get_args(hint)[0], nested)
+        if item is None:
+            return None
         return lambda held: [item(each) for each in typing.cast(Sequence[object], held)]
     if isinstance(hint, types.UnionType):
         raise LocalProtocolError(f"a wire field has one type, not {hint}")
-    if isinstance(hint, type) and issubclass(hint, enum.IntEnum):
-        return lambda held: int(typing.cast(int, held))
-    return lambda held: held
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and nested is not None:
+        return lambda held: _message_of(held, nested)
+    return None
 
 
 # -- checks for __post_init__ --------------------------------------------------------------------

@@ -15,13 +15,22 @@ _Price = tuple[int, int]
 class Increments:
     """The multiset of prices in use and what was settled; O(prices in use) per change."""
 
-    __slots__ = ("_base_tokens", "_last", "_prices", "_settled_micros", "_slots", "bound_micros")
+    __slots__ = (
+        "_base_tokens",
+        "_last",
+        "_prices",
+        "_settled_micros",
+        "_sizes",
+        "_slots",
+        "bound_micros",
+    )
 
     def __init__(self, *, slots: int, base_tokens: int = limits.INCREMENT_TOKENS_MIN) -> None:
         self._slots = slots
         self._base_tokens = base_tokens
         self._prices: dict[_Price, tuple[Quote, int]] = {}
         self._settled_micros = 0
+        self._sizes: dict[_Price, int] = {}  # of each price; forgotten when something is settled
         self._last: Quote | None = None
         self.bound_micros = 1
 
@@ -41,8 +50,15 @@ class Increments:
 
     def of(self, quote: Quote) -> int:
         """Return the increment at a price now, in micro-dollars."""
-        tokens = increment_tokens_after(quote, self._settled_micros, base_tokens=self._base_tokens)
-        return increment_micros(quote, tokens)
+        price = _price(quote)
+        size = self._sizes.get(price)
+        if size is None:
+            settled, base = self._settled_micros, self._base_tokens
+            tokens = increment_tokens_after(quote, settled, base_tokens=base)
+            if len(self._sizes) >= limits.SESSION_QUOTES_MAX:
+                self._sizes.clear()
+            size = self._sizes[price] = increment_micros(quote, tokens)
+        return size
 
     def smallest(self) -> int:
         """Return the smallest increment of what is open; of the last price if nothing is."""
@@ -73,11 +89,13 @@ class Increments:
     def settled(self, rise_micros: int) -> None:
         """Count what a voucher paid."""
         self._settled_micros += rise_micros
+        self._sizes.clear()
         self._measure()
 
     def start_again(self) -> None:
         """Forget what was settled."""
         self._settled_micros = 0
+        self._sizes.clear()
         self._measure()
 
     def grant_slots(self, slots: int) -> None:
@@ -89,6 +107,10 @@ class Increments:
         """Sum the largest increments of the open requests, one for each up to the slots."""
         if not self._prices:
             self.bound_micros = self.of(self._last) if self._last else 1
+            return
+        if len(self._prices) == 1:  # the usual case, measured twice per request
+            ((quote, count),) = self._prices.values()
+            self.bound_micros = self.of(quote) * min(count, max(1, self._slots))
             return
         increments = sorted(
             ((self.of(quote), count) for quote, count in self._prices.values()), reverse=True

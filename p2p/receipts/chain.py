@@ -49,19 +49,34 @@ def check_batch(batch: ReceiptBatch, receipts: Sequence[bytes]) -> tuple[Receipt
     digests = tuple(sha256(data) for data in receipts)
     if digests != batch.receipt_digests:
         raise RemoteProtocolError("a receipt batch names other receipts than those received")
-    if head_after(batch.previous_head, digests) != batch.head:
-        raise RemoteProtocolError("the head of a receipt batch does not follow from its receipts")
     decoded = tuple(decode_receipt(data) for data in receipts)
+    check_links(batch, decoded)
+    return decoded
+
+
+def check_links(batch: ReceiptBatch, receipts: Sequence[Receipt]) -> None:
+    """Check the chain through a batch.
+
+    Args:
+        batch: The signed batch.
+        receipts: The receipts whose encodings have the digests that it names, in that order.
+
+    Raises:
+        RemoteProtocolError: If the chain, the allowance or the host differs.
+    """
     head = batch.previous_head
-    for receipt, digest in zip(decoded, digests, strict=True):
-        if receipt.previous_hash != head:
-            raise RemoteProtocolError("a receipt does not follow the one before it")
+    is_one_chain = True
+    for receipt, digest in zip(receipts, batch.receipt_digests, strict=True):
+        is_one_chain = is_one_chain and receipt.previous_hash == head
         if receipt.allowance_id != batch.allowance_id or (
             receipt.host_peer_id != batch.host_peer_id
         ):
             raise RemoteProtocolError("a receipt is of another allowance or host than its batch")
         head = next_head(head, digest)
-    return decoded
+    if head != batch.head:
+        raise RemoteProtocolError("the head of a receipt batch does not follow from its receipts")
+    if not is_one_chain:
+        raise RemoteProtocolError("a receipt does not follow the one before it")
 
 
 class ReceiptChain:

@@ -26,13 +26,12 @@ A receipt that we do not accept leaves what came before it owed, and is named as
 cosignature of its batch.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from p2p import limits
 from p2p.errors import LocalProtocolError, RemoteProtocolError
 from p2p.receipts.bound import Increments
-from p2p.receipts.chain import check_batch, encode_receipt
+from p2p.receipts.chain import check_links, encode_receipt
 from p2p.receipts.counting import Count, CountFault, CountRefusal
 from p2p.receipts.messages import Allowance, Cosignature, Quote, Receipt, ReceiptBatch, Voucher
 from p2p.receipts.purse import Purse
@@ -64,7 +63,7 @@ class _Ended:
     """A receipt that no batch has named yet."""
 
     request_id: RequestId
-    receipt: bytes
+    receipt: Receipt
     is_different: bool
 
 
@@ -304,7 +303,12 @@ class HostAccount:
         self._request(request_id).count.is_cancelled = True
 
     def finish(
-        self, request_id: RequestId, receipt: Receipt, *, is_disputed: bool = False
+        self,
+        request_id: RequestId,
+        receipt: Receipt,
+        *,
+        digest: Digest | None = None,
+        is_disputed: bool = False,
     ) -> CountRefusal | None:
         """End a request with its receipt; unknown from here on, whatever the answer.
 
@@ -314,13 +318,13 @@ class HostAccount:
         Args:
             request_id: An open request.
             receipt: What its end carried.
+            digest: SHA-256 of the receipt's encoding, if the caller has it at hand.
             is_disputed: The caller found something else wrong with it, e.g. its hashes.
         """
         held = self._request(request_id)
         purse = held.purse
         was_refused = held.count.is_refused
-        data = encode_receipt(receipt)
-        digest = sha256(data)
+        digest = digest or sha256(encode_receipt(receipt))
         refusal = None
         if not self._is_asked(request_id, held, receipt):
             refusal = CountRefusal(CountFault.RECEIPT)
@@ -334,7 +338,7 @@ class HostAccount:
         elif not held.count.is_owed:
             self._owe(held, 0)
         self._close(request_id, held)
-        self._ended[digest] = _Ended(request_id, data, is_different)
+        self._ended[digest] = _Ended(request_id, receipt, is_different)
         if len(self._ended) > limits.UNBATCHED_RECEIPTS_MAX:
             del self._ended[next(iter(self._ended))]
         return refusal
@@ -356,14 +360,11 @@ class HostAccount:
         self._owe(held, 0)
         self._close(request_id, held)
 
-    def check_batch(
-        self, batch: Signed[ReceiptBatch], receipts: Sequence[bytes] | None = None
-    ) -> Cosignature | None:
-        """Return what to sign about a batch of receipts; None if some never came.
+    def check_batch(self, batch: Signed[ReceiptBatch]) -> Cosignature | None:
+        """Return what to sign about a batch of receipts; None if ``finish`` never saw some.
 
         Args:
             batch: Its signature verifies.
-            receipts: The receipts' encodings; by default those that ``finish`` took.
 
         Raises:
             RemoteProtocolError: If it is not this host's, not the next one, or contradicts what
@@ -378,11 +379,9 @@ class HostAccount:
         purse.follow_batch(value)
         ended = [self._ended.get(digest) for digest in value.receipt_digests]
         known = [each for each in ended if each is not None]
-        if receipts is None:
-            receipts = [each.receipt for each in known]
         if len(known) < len(ended):
             return None
-        check_batch(value, receipts)
+        check_links(value, [each.receipt for each in known])
         for digest in value.receipt_digests:
             self._ended.pop(digest, None)
         return Cosignature(

@@ -399,20 +399,21 @@ class HostLink:
             return
         # What is no receipt breaks the link; the channel stays, so that its owner hears of that.
         receipt = decode_receipt(event.receipt)
+        digest = sha256(event.receipt)
         fault = self._other_content(held, receipt)
         self._forget(event.channel)
         refusal = self._purse.account.finish(
-            held.request.request_id, receipt, is_disputed=bool(fault)
+            held.request.request_id, receipt, digest=digest, is_disputed=bool(fault)
         )
-        self._keep_receipt(receipt, event.receipt)
+        self._keep_receipt(receipt, event.receipt, digest)
         self._release(held.request.request_id)
         if refusal is not None and not held.refused:
             self._context.watcher.host_cheated(self, str(refusal))
         different = held.refused or (str(refusal) if refusal else fault)
         held.owner.ended(Ended(receipt, different))
 
-    def _keep_receipt(self, receipt: Receipt, body: bytes) -> None:
-        self._unbatched[sha256(body)] = (receipt, body)
+    def _keep_receipt(self, receipt: Receipt, body: bytes, digest: Digest) -> None:
+        self._unbatched[digest] = (receipt, body)
         if len(self._unbatched) > limits.UNBATCHED_RECEIPTS_MAX:
             del self._unbatched[next(iter(self._unbatched))]
 
@@ -421,7 +422,7 @@ class HostLink:
         request_hash = sha256(held.request.salt, held.request.body)
         if receipt.request_hash != request_hash:
             return "the receipt is of another request body"
-        if receipt.answer_hash != Digest(held.answer_hash.digest()):
+        if receipt.answer_hash != held.answer_hash.digest():
             return "the receipt is of another answer"
         return ""
 
