@@ -1,0 +1,70 @@
+"""What processes use, as Linux counts it in ``/proc``."""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_PROC = Path("/proc")
+
+
+def family(pids: Iterable[int]) -> set[int]:
+    """Return these processes and all living descendants of them."""
+    children: dict[int, list[int]] = {}
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                children.setdefault(int(_stat(int(entry.name))[1]), []).append(int(entry.name))
+    waiting, seen = list(pids), set[int]()
+    while waiting:
+        pid = waiting.pop()
+        if pid not in seen:
+            seen.add(pid)
+            waiting += children.get(pid, [])
+    return seen
+
+
+def cpu_s(pids: Iterable[int]) -> float:
+    """Return the CPU seconds of these processes, user and system; those that ended count 0."""
+    ticks = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fields = _stat(pid)
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / _TICKS_PER_S
+
+
+def machine_busy_s() -> float:
+    """Return the CPU seconds that the whole machine has used."""
+    fields = [int(each) for each in (_PROC / "stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / _TICKS_PER_S
+
+
+def rss_kib(pids: Iterable[int]) -> int:
+    """Return the resident memory of these processes together."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in (_PROC / str(pid) / "status").read_text().splitlines():
+                if line.startswith("VmRSS:"):
+                    total += int(line.split()[1])
+    return total
+
+
+def pin(pids: Iterable[int], core: int) -> None:
+    """Keep processes, all their threads and what they start later, on one core."""
+    for pid in pids:
+        for thread_id in _threads(pid):
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(thread_id, {core})
+
+
+def _threads(pid: int) -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        for entry in (_PROC / str(pid) / "task").iterdir():
+            yield int(entry.name)
+
+
+def _stat(pid: int) -> list[str]:
+    return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
