@@ -48,6 +48,7 @@ class Account:
         used_at_ns: When a voucher or a receipt last came, wall clock.
         writing_count: Vouchers that came and are not on disk yet.
         is_linked: Whether a session uses it.
+        cosigner: At zero price: the wallet key that the session's hello proved, or None.
     """
 
     customer: Customer
@@ -56,6 +57,7 @@ class Account:
     used_at_ns: int = 0
     writing_count: int = 0
     is_linked: bool = False
+    cosigner: PublicKey | None = None
 
 
 class Books:
@@ -295,7 +297,7 @@ class Books:
         account.waiting.clear()
 
     def _await_cosign(self, account: Account, envelope: bytes) -> None:
-        wallet_key = account.customer.wallet_key
+        wallet_key = account.customer.wallet_key or account.cosigner
         if wallet_key is not None:
             if len(self._signers) >= BATCHES_AWAITING_COSIGN_MAX:
                 del self._signers[next(iter(self._signers))]

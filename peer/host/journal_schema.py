@@ -134,10 +134,11 @@ BATCHES_TO_SUBMIT = f"""SELECT digest, envelope, cosignature FROM batches
 LATEST_BATCHES = """SELECT digest, envelope, cosignature FROM batches
   ORDER BY signed_at_ns DESC LIMIT ?"""
 RECEIPTS_OF_BATCH = "SELECT body FROM receipts WHERE batch_digest = ? ORDER BY position"
+# Batches at zero price are never submitted.
+_MAY_GO = f"signed_at_ns < ? AND (submitted != {Submitted.NOTHING} OR length(allowance_id) = 0)"
 PRUNE_RECEIPTS = f"""DELETE FROM receipts WHERE batch_digest IN
-  (SELECT digest FROM batches WHERE signed_at_ns < ? AND submitted != {Submitted.NOTHING})"""
-PRUNE_BATCHES = f"""DELETE FROM batches
-  WHERE signed_at_ns < ? AND submitted != {Submitted.NOTHING}"""
+  (SELECT digest FROM batches WHERE {_MAY_GO})"""
+PRUNE_BATCHES = f"DELETE FROM batches WHERE {_MAY_GO}"
 
 PUT_EVIDENCE = "INSERT INTO evidence (kind, first, second, seen_at_ns) VALUES (?, ?, ?, ?)"
 PRUNE_VOUCHERS = """DELETE FROM vouchers WHERE allowance_id IN

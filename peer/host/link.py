@@ -17,7 +17,6 @@ from p2p.session import Role, Session, events
 from p2p.session.events import ErrorInfo, Event
 from p2p.signing import unseal
 from p2p.types import AllowanceId, FinishReason, NetworkId, PublicKey
-from peer.host.admission import FREE_SLOTS_PER_PEER_COUNT
 from peer.host.books import Account, Books
 from peer.host.engines.api import EngineCall
 from peer.host.request import Phase, ServedRequest
@@ -183,6 +182,7 @@ class HostLink:
         vouchers: tuple[bytes, ...] = ()
         if hello.wallet_proof:
             self.wallet_key = self._check_proof(hello.wallet_proof)
+            self.free_account.cosigner = self.wallet_key
             vouchers = self._server.books.vouchers_of(self.wallet_key)
         now_ns = self._server.now_ns()
         self.session.send_hello(clock_ns=now_ns, vouchers=vouchers, slots=self._server.books.slots)
@@ -366,11 +366,6 @@ class HostLink:
         if is_free or self.account is None:
             return self.free_account
         return self.account
-
-    @property
-    def is_free_full(self) -> bool:
-        """Whether this peer has all the requests at zero price that it may have."""
-        return self.free_account.customer.open_count >= FREE_SLOTS_PER_PEER_COUNT
 
     def finish_receipts(self) -> None:
         """Sign the receipts that wait, and send them once they are on disk."""

@@ -17,6 +17,7 @@ from p2p.session.events import ErrorInfo, RequestReceived
 from p2p.types import ID_BYTES, AllowanceId, FinishReason, NetworkId, QuoteId, model_key
 from peer.host.admission import (
     FREE_SLOTS_PER_ADDRESS_COUNT,
+    FREE_SLOTS_PER_PEER_COUNT,
     Circumstances,
     HostState,
     SlotQueue,
@@ -234,13 +235,18 @@ class HostServer:
         return ErrorInfo(code=ErrorCode.BUSY, message=message, retry_after_ms=wait_ms)
 
     def _refusal_of_free(self, link: HostLink) -> ErrorInfo | None:
-        address = link.link.remote_address
-        from_address = sum(
-            other.free_account.customer.open_count
-            for other in self.links
-            if address and other.link.remote_address == address
-        )
-        if link.is_free_full or from_address >= FREE_SLOTS_PER_ADDRESS_COUNT:
+        """Cap requests at zero price per peer and per IP address.
+
+        All that comes over relays counts as one address: there, peer ids cost nothing.
+        """
+        remote, address = link.link.remote, link.link.remote_address
+        from_peer = from_address = 0
+        for other in self.links:
+            open_count = other.free_account.customer.open_count
+            from_peer += open_count if other.link.remote == remote else 0
+            from_address += open_count if other.link.remote_address == address else 0
+        is_full = from_peer >= FREE_SLOTS_PER_PEER_COUNT
+        if is_full or from_address >= FREE_SLOTS_PER_ADDRESS_COUNT:
             message = "no more requests at zero price for you now"
             return ErrorInfo(code=ErrorCode.RATE_LIMITED, message=message, retry_after_ms=1000)
         return None

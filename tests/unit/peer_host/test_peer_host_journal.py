@@ -17,7 +17,7 @@ from p2p.receipts.cost import Usage
 from p2p.receipts.messages import RECEIPT_BATCH
 from p2p.signing import sealed
 from p2p.testing import money
-from p2p.types import RequestId, sha256
+from p2p.types import NO_ALLOWANCE, RequestId, sha256
 from peer.group_commit import JournalError
 from peer.host.journal import open_journal
 from peer.host.journal_schema import Closed
@@ -99,6 +99,20 @@ async def test_batch_is_submitted_when_cosigned_or_old_and_again_when_cosigned(t
         assert not await journal.batches_to_submit(before_ns + 1, 10)
         assert len(await journal.latest_batches(5)) == 1
         journal.prune(before_ns + limits.RECEIPT_KEEP_NS)
+        assert not await journal.latest_batches(5)
+
+
+async def test_batch_at_zero_price_is_not_submitted_and_goes_in_its_time(tmp_path) -> None:
+    chain = ReceiptChain(NO_ALLOWANCE, money.HOST.peer_id, money.NETWORK)
+    ending = money.Ending(money.quote(), Usage(10, 0, 5))
+    receipt = money.receipt(RequestId(bytes(16)), chain, ending)
+    batch = sealed(money.HOST, RECEIPT_BATCH, chain.take_batch(signed_at_ns=money.NOW_NS))
+    async with open_journal(tmp_path / "journal.sqlite") as journal:
+        journal.put_batch(batch, [(receipt, encode_receipt(receipt))], durable=lambda: None)
+        assert not await journal.batches_to_submit(money.NOW_NS + 1, 10)
+        journal.prune(money.NOW_NS)
+        assert len(await journal.latest_batches(5)) == 1
+        journal.prune(money.NOW_NS + 1)
         assert not await journal.latest_batches(5)
 
 
