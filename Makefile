@@ -2,10 +2,11 @@
 #   make demo                       the whole network on this machine, one question, one bill
 #   make demo ONCE=1 REPORT=r.json  the same, then exit 0 only if every check held
 #   make test | test-all | lint | lock
+#   make bench                      how fast the main path is, in 20 min; QUICK=1 in 2 (docs/performance.md)
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help apt demo test test-all lint lock venv-demo venv-dev clean
+.PHONY: help apt apt-bench bench demo test test-all lint lock venv-demo venv-dev clean
 
 # The first of these that is new enough: the usual name, then the versions that CI runs.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
@@ -18,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest
 PLAIN := not engine and not node and not apt
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -4
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
 
 venv-demo venv-dev:
 	@if test -z "$(PYTHON)"; then \
@@ -40,6 +41,14 @@ apt:
 test-all: venv-dev apt
 	HYPOTHESIS_PROFILE=ci $(PYTEST) --junitxml=build/test-all.xml
 	@$(BIN)/python .ci/no_skips.py build/test-all.xml
+
+# One path is compared with nginx and vllm-router; what can't be had is left out, and said.
+apt-bench:
+	@command -v nginx >/dev/null || { echo "Installing nginx (Debian package, as root)"; \
+		apt-get update -qq && apt-get install -y -qq nginx-light >/dev/null || true; }
+
+bench: venv-dev apt-bench
+	$(BIN)/python -m bench.run --out build/bench/$(if $(QUICK),quick,bench).json $(if $(QUICK),--quick)
 
 lint: venv-dev
 	$(BIN)/ruff format --check .

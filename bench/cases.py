@@ -36,9 +36,9 @@ class Scenario:
 
 
 SCENARIOS = {
-    "S1": Scenario("S1", False, 1, 0.0, 4.0, 1.0),
-    "S2": Scenario("S2", True, 100, 20.0, 5.0, 2.5),
-    "S3": Scenario("S3", True, 500, 0.0, 4.0, 1.5),
+    "S1": Scenario("S1", False, 1, 0.0, 3.0, 0.8),
+    "S2": Scenario("S2", True, 100, 20.0, 4.5, 2.5),
+    "S3": Scenario("S3", True, 500, 0.0, 4.0, 1.0),
 }
 QUICK_WINDOW_S = {"S1": 2.0, "S2": 2.5, "S3": 2.0}
 

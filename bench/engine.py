@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import httptools
+import msgspec
 import uvloop
 
 MODEL = "bench"
@@ -88,13 +89,9 @@ class Ask:
     @property
     def usage(self) -> str:
         """The answer's ``usage``."""
-        total = self.prompt_tokens + self.tokens_count
-        return json.dumps(
-            {
-                "prompt_tokens": self.prompt_tokens,
-                "completion_tokens": self.tokens_count,
-                "total_tokens": total,
-            }
+        return (
+            f'{{"prompt_tokens":{self.prompt_tokens},"completion_tokens":{self.tokens_count},'
+            f'"total_tokens":{self.prompt_tokens + self.tokens_count}}}'
         )
 
 
@@ -102,9 +99,9 @@ def read_ask(body: bytes) -> Ask:
     """Return what a body asks for.
 
     Raises:
-        ValueError: If it is no JSON object.
+        ValueError: If it is no JSON.
     """
-    request = json.loads(body)
+    request = msgspec.json.decode(body)
     found = _ASKED.search(body)
     options = request.get("stream_options") or {}
     return Ask(
@@ -131,7 +128,7 @@ class Stream:
         self._due_us = now_us()
         self._base = (
             '"id":"chatcmpl-bench","object":"chat.completion.chunk","created":1700000000,'
-            f'"model":{json.dumps(ask.model)}'
+            f'"model":"{ask.model}"'
         )
         self._head = f'data: {{{self._base},"choices":[{{"index":0,"delta":{{"content":"~'.encode()
         self._tail = b'~"},"logprobs":null,"finish_reason":null}]}\n\n'
@@ -275,7 +272,7 @@ class Connection(asyncio.Protocol):
         choice = f'{{"index":0,"message":{message},"logprobs":null,"finish_reason":"length"}}'
         self._reply(
             f'{{"id":"chatcmpl-bench","object":"chat.completion","created":1700000000,'
-            f'"model":{json.dumps(ask.model)},"choices":[{choice}],"usage":{ask.usage}}}'.encode()
+            f'"model":"{ask.model}","choices":[{choice}],"usage":{ask.usage}}}'.encode()
         )
 
     def _reply(self, body: bytes, status: bytes = b"200 OK") -> None:

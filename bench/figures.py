@@ -65,6 +65,7 @@ class Sample(msgspec.Struct, kw_only=True):
         other_cores: What anything else on the machine used.
         cpu_s: Used in the window by each watched group of processes.
         rss_kib: Of each group, at the window's end.
+        traffic: Between gateway and hosts, from before the run to its end; empty for others.
     """
 
     window_s: float
@@ -82,6 +83,7 @@ class Sample(msgspec.Struct, kw_only=True):
     other_cores: float
     cpu_s: dict[str, float]
     rss_kib: dict[str, int]
+    traffic: dict[str, int] = {}
 
     @property
     def is_quiet(self) -> bool:
@@ -108,6 +110,7 @@ class Row(msgspec.Struct, kw_only=True):
         cores: As above.
         rss_mib: As above, at the end of the window.
         kib_per_stream: Growth since the start by open stream.
+        frames_per_write: Between gateway and hosts, in each direction.
     """
 
     target: str
@@ -131,7 +134,7 @@ class Row(msgspec.Struct, kw_only=True):
     other_cores: float
     errors: dict[str, int]
     examples: dict[str, str]
-    frames_per_write: dict[str, float] = {}
+    frames_per_write: dict[str, float]
 
 
 def make_row(
@@ -190,8 +193,19 @@ def make_row(
         load_cores=median(each.load_cores for each in samples),
         other_cores=max(each.other_cores for each in samples),
         errors=_sums(each.errors for each in samples),
+        frames_per_write=_frames_per_write(_sums(each.traffic for each in samples)),
         examples={kind: text for each in samples for kind, text in each.examples.items()},
     )
+
+
+def _frames_per_write(traffic: Mapping[str, int]) -> dict[str, float]:
+    """Return how many frames travel together; the host's writes are the gateway's batches."""
+    if not traffic:
+        return {}
+    return {
+        "from_host": traffic["frames_in"] / max(1, traffic["batches_in"]),
+        "to_host": traffic["frames_out"] / max(1, traffic["writes"]),
+    }
 
 
 def _times(histograms: Iterable[Mapping[int, int]]) -> Times:

@@ -1,5 +1,6 @@
-"""A benchmark's result: as JSON, as a line while it runs, and as the table of the docs. Pure but
-for reading and writing its file.
+"""A benchmark's result: as JSON, as a line while it runs, and as the tables of the docs.
+
+Pure but for reading and writing its file.
 """
 
 from collections.abc import Sequence
@@ -8,7 +9,8 @@ from pathlib import Path
 import msgspec
 
 from bench.cases import Case
-from bench.figures import Row, Sample, Times, pooled, quantile_ms
+from bench.figures import Row, Sample, Times, quantile_ms
+from bench.goals import COMPARED, verdicts
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -81,29 +83,43 @@ def _per_token(sample: Sample) -> str:
 
 
 def _ms(counts: dict[int, int]) -> str:
-    counts = pooled([counts])
     return _times(Times(quantile_ms(counts, 0.5), quantile_ms(counts, 0.99)))
 
 
-HEAD = (
+MEMORY_STREAMS_MIN = 200  # with fewer, growth by stream says nothing of streams
+_GOALS_HEAD = ("case", "figure", "bound", "measured", "", *COMPARED)
+_HEAD = (
     "case",
     "through",
     "requests/s",
-    "tokens/s (delivered)",
-    "latency p50/p99 ms",
-    "first token p50/p99 ms",
-    "relay p50/p99 ms",
+    "tokens/s (of ideal)",
+    "latency p50/p99, ms",
+    "first token p50/p99, ms",
+    "relay p50/p99, ms",
     "CPU s per 1,000 requests",
     "CPU s per 1M tokens",
     "MiB (KiB per stream)",
-    "other cores",
+    "frames per write",
+    "others' cores",
+    "runs (dropped)",
 )
-_OWN_GROUPS = ("gateway", "host", "rest")
+
+
+def goals_table(rows: Sequence[Row]) -> str:
+    """Return the goals as a Markdown table: what was asked, what came, what others have."""
+    lines = [_line(_GOALS_HEAD), _line(["---"] * len(_GOALS_HEAD))]
+    for each in verdicts(rows):
+        goal = each.goal
+        shown = [_number(goal.scale * each.measured), "met" if each.is_met else "**missed**"]
+        others = ["" if figure is None else _number(goal.scale * figure) for figure in each.others]
+        bound = f"{'≥' if goal.is_floor else '≤'} {_number(goal.scale * goal.bound)}"
+        lines.append(_line([goal.case, goal.words, bound, *shown, *others]))
+    return "\n".join(lines)
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return rows as a Markdown table."""
-    lines = [_line(HEAD), _line(["---"] * len(HEAD))]
+    """Return all rows as a Markdown table."""
+    lines = [_line(_HEAD), _line(["---"] * len(_HEAD))]
     lines += [_line(_cells(row)) for row in sorted_rows(rows)]
     return "\n".join(lines)
 
@@ -116,37 +132,37 @@ def _cells(row: Row) -> list[str]:
     is_stream = not row.case.startswith("S1")
     delivered = "" if row.delivered is None else f" ({100 * row.delivered:.1f} %)"
     groups = [each for each in row.cpu_s_per_1k_requests if each != "engine"]
+    requests_cost = " / ".join(f"{row.cpu_s_per_1k_requests[each]:.3f}" for each in groups)
+    tokens_cost = " / ".join(f"{row.cpu_s_per_1m_tokens[each]:.1f}" for each in groups)
+    errors = f" ({sum(row.errors.values())} errors)" if row.errors else ""
     return [
         row.case,
-        row.target + (f" ({_sum(row)} errors)" if row.errors else ""),
+        row.target + errors,
         f"{row.requests_per_s:,.0f}",
         f"{row.tokens_per_s:,.0f}{delivered}" if is_stream else "",
-        _times(row.latency_ms) if not is_stream else "",
+        "" if is_stream else _times(row.latency_ms),
         _times(row.ttft_ms) if is_stream else "",
         _times(row.relay_ms) if is_stream else "",
-        " / ".join(f"{row.cpu_s_per_1k_requests[each]:.3f}" for each in groups)
-        if not is_stream
-        else "",
-        " / ".join(f"{row.cpu_s_per_1m_tokens[each]:.1f}" for each in groups) if is_stream else "",
+        "" if is_stream else requests_cost,
+        tokens_cost if is_stream else "",
         " / ".join(_memory(row, each) for each in groups),
+        " / ".join(f"{count:.1f}" for count in row.frames_per_write.values()),
         f"{row.other_cores:.2f}",
+        f"{row.runs}" + (f" ({row.dropped})" if row.dropped else ""),
     ]
 
 
 def _memory(row: Row, group: str) -> str:
+    streams = int(row.case.partition(":")[2].partition("x")[0])
     grown = row.kib_per_stream.get(group)
-    return f"{row.rss_mib[group]:.0f}" + (f" ({grown:.0f})" if grown is not None else "")
-
-
-def _sum(row: Row) -> int:
-    return sum(row.errors.values())
+    if grown is None or streams < MEMORY_STREAMS_MIN:
+        return f"{row.rss_mib[group]:.0f}"
+    return f"{row.rss_mib[group]:.0f} ({grown:.0f})"
 
 
 def _times(times: Times) -> str:
-    return f"{_number(times.p50)}/{_number(times.p99)}"
+    return "/".join("-" if each is None else _number(each) for each in (times.p50, times.p99))
 
 
-def _number(time_ms: float | None) -> str:
-    if time_ms is None:
-        return "-"
-    return f"{time_ms:.0f}" if time_ms >= 100 else f"{time_ms:.3g}"
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -30,6 +30,7 @@ IDLE_CORES = 0.05  # a target that uses less has ended what the run before left
 IDLE_LOOK_S = 0.2
 IDLE_WAIT_S_MAX = 10.0
 LOAD_S_MAX = 60.0
+PROGRESS_RUNS = 8
 PROFILED = ("gateway", "host")
 
 
@@ -53,8 +54,10 @@ class Bench:
     options: Options
     samples: dict[tuple[str, str], list[Sample]] = field(default_factory=dict)
     dropped: dict[tuple[str, str], int] = field(default_factory=dict)
-    rss_before_kib: dict[str, Mapping[str, int]] = field(default_factory=dict)
+    rss_before_kib: dict[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    begun_s: float = field(default_factory=time.monotonic)
+    done: int = 0
 
     def run(self) -> list[Row]:
         """Measure all cases through all targets and return the figures."""
@@ -84,12 +87,15 @@ class Bench:
     def _measure(self, run: int, case: Case, target: Target) -> None:
         """Do one run that counts, or the last of several that others disturbed."""
         key = (target.name, str(case))
-        self.rss_before_kib[target.name] = target.rss_before_kib
+        self.rss_before_kib[key] = target.rss_before_kib
         for _ in range(TRIES_PER_RUN_MAX):
             _wait_idle(target)
+            before = target.traffic()
             sample = self._sample(case, target)
+            sample.traffic = {name: n - before.get(name, 0) for name, n in target.traffic().items()}
             _say(report.one_line(run + 1, target.name, case, sample))
             if sample.is_quiet:
+                self._count()
                 self.samples.setdefault(key, []).append(sample)
                 return
             self.dropped[key] = self.dropped.get(key, 0) + 1
@@ -123,13 +129,23 @@ class Bench:
                             name,
                             case,
                             samples,
-                            rss_before_kib=self.rss_before_kib[name],
+                            rss_before_kib=self.rss_before_kib[name, str(case)],
                             dropped=dropped,
                         )
                     )
                 elif dropped:
                     self._note(f"{name} {case}: no run was quiet, {dropped} dropped")
         return rows
+
+    def _count(self) -> None:
+        """Say now and then how far it is."""
+        alone = sum(case.hosts_count > 1 for case in self.options.cases)
+        each = len(self.options.cases) * len(self.options.targets)
+        total = self.options.runs * (each - alone * (len(self.options.targets) - 1))
+        self.done += 1
+        if self.done % PROGRESS_RUNS == 0:
+            left_s = (time.monotonic() - self.begun_s) / self.done * (total - self.done)
+            _say(f"-- {self.done} of {total} runs, about {left_s / 60:.0f} min left")
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
@@ -238,7 +254,7 @@ def main() -> None:
         made = report.merged(report.read(options.out), made)
     if options.out:
         report.write(options.out, made)
-    print(report.table(made.rows))
+    print(f"{report.goals_table(made.rows)}\n\n{report.table(made.rows)}")
     if any(row.errors for row in made.rows):
         raise SystemExit(1)
 

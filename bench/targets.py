@@ -10,10 +10,13 @@ import subprocess
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
+
+import msgspec
 
 from bench import tools, usage
 from p2p.clock import system_clock
@@ -55,6 +58,7 @@ class Target:
         watched: Groups of pids that count; ``engine`` is the bench's own.
         with_cost: Whether its answers name a price.
         rss_before_kib: Of each group, before any load.
+        traffic: Returns counters of all links between gateway and hosts together.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Target:
     api_key: str = "sk-bench"
     with_cost: bool = False
     rss_before_kib: Mapping[str, int] = field(default_factory=dict)
+    traffic: Callable[[], Mapping[str, int]] = dict
 
 
 @contextlib.contextmanager
@@ -138,7 +143,8 @@ def sparewatt(engine: tuple[str, int], hosts_count: int, say: Say) -> Iterator[T
             rest = [_some(state.settlement.pid), *(_some(relay.pid) for relay in state.relays)]
             usage.pin([gateway_pid, *hosts], CORE_OF_TARGET)
             usage.pin(rest, CORE_OF_LOAD)
-            _wait_linked(state.gateway.url, key, hosts_count)
+            api = JsonApi("the gateway", state.gateway.url, key)
+            _wait(lambda: len(_links(api)) >= hosts_count, "the gateway's hosts")
             watched = {"gateway": [gateway_pid], "host": hosts, "rest": rest, "engine": [engine[1]]}
             yield Target(
                 "sparewatt",
@@ -147,6 +153,7 @@ def sparewatt(engine: tuple[str, int], hosts_count: int, say: Say) -> Iterator[T
                 api_key=key,
                 with_cost=True,
                 rss_before_kib={name: usage.rss_kib(pids) for name, pids in watched.items()},
+                traffic=lambda: _traffic(api),
             )
     finally:
         network.halt()
@@ -208,15 +215,17 @@ def _gateway(data_dir: Path, state: NetworkState, *, takes_turns: bool) -> Itera
         stop([([started.record], STOP_S_MAX)])
 
 
-def _wait_linked(url: str, key: str, hosts_count: int) -> None:
-    """Wait until the gateway can use all hosts."""
-    api = JsonApi("the gateway", url, key)
+def _links(api: JsonApi) -> list[Mapping[str, object]]:
+    """Return the hosts that the gateway can use."""
+    hosts = objects(api.get("/v1/hosts"), "data")
+    return [host for host in hosts if text(host, "state") == "linked"]
 
-    def are_linked() -> bool:
-        hosts = objects(api.get("/v1/hosts"), "data")
-        return sum(text(host, "state") == "linked" for host in hosts) >= hosts_count
 
-    _wait(are_linked, "the gateway's hosts")
+def _traffic(api: JsonApi) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for host in _links(api):
+        total.update(msgspec.convert(host["traffic"], dict[str, int]))
+    return dict(total)
 
 
 def _nginx_config(engine_url: str, port: int, directory: str) -> str:

@@ -101,6 +101,11 @@ class HostLink:
         """How many requests run on it."""
         return len(self._channels)
 
+    @property
+    def traffic(self) -> dict[str, int]:
+        """What went over it so far, in bytes, frames, batches and writes."""
+        return self._session.statistics()
+
     def quote(self, model: str) -> Quote | None:
         """Return the live quote for a model, or None."""
         quote = self.quotes.get(model_key(model))

@@ -97,6 +97,7 @@ def _host(host: Host) -> JsonObject:
         "rtt_ms": None if link is None or link.round_trip_ns is None else link.round_trip_ns / 1e6,
         "slots_free": link.slots_free if link is not None else None,
         "open_requests": link.open_requests if link is not None else 0,
+        "traffic": link.traffic if link is not None else None,
         "models": [_host_model(host, offer) for offer in host.offers],
     }
 

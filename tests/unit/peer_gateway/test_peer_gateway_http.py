@@ -373,6 +373,9 @@ async def test_http_hosts_show_what_was_measured(tmp_path: Path) -> None:
         assert model["measured"]
         assert model["ttft_ms"] > 0
         assert model["price_out_micros_per_mtok"] == offer().price_out_micros_per_mtok
+        traffic = shown["traffic"]
+        assert traffic["frames_in"] >= traffic["batches_in"] > 0
+        assert traffic["frames_out"] >= traffic["writes"] > 0
 
 
 async def test_http_preview_explains_the_choice_without_sending(tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""``python -m bench.publish REPORT.json docs/performance.md``: renew the tables of the docs."""
+
+import argparse
+from pathlib import Path
+
+from bench import report
+from bench.report import Report
+
+BEGIN = "<!-- bench: begin -->"
+END = "<!-- bench: end -->"
+
+
+def renewed(page: str, made: Report) -> str:
+    """Return a page with the tables of a report between its marks.
+
+    Raises:
+        ValueError: If it has no marks.
+    """
+    head, begin, rest = page.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page lacks {BEGIN} and {END}")
+    return f"{head}{BEGIN}\n{section(made)}\n{END}{tail}"
+
+
+def section(made: Report) -> str:
+    """Return what stands between the marks."""
+    where = ", ".join(f"{name} {value}" for name, value in made.machine.items())
+    kind = "One short run a case" if made.is_quick else "Medians"
+    notes = "".join(f"\n- {note}" for note in made.notes)
+    return (
+        f"{kind} on {where}.\n\n{report.goals_table(made.rows)}\n\n"
+        f"{report.table(made.rows)}{notes and chr(10) + notes}"
+    )
+
+
+def main() -> None:
+    """Read the command line and rewrite the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("report", type=Path)
+    parser.add_argument("page", type=Path)
+    given = parser.parse_args()
+    page = given.page.read_text(encoding="utf-8")
+    given.page.write_text(renewed(page, report.read(given.report)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
