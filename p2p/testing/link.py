@@ -1,6 +1,7 @@
 """Links in memory: the pumps of the real ones over a pipe with latency, bounds and bad weather."""
 
 from collections import deque
+from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
@@ -21,8 +22,14 @@ _SPLIT_RATIO = 0.25
 class Weather(Protocol):
     """What the network does to traffic right now."""
 
-    latency_s: float
     rng: Random
+
+    @property
+    def tap(self) -> "Tap | None":
+        """Who listens to all links, or None."""
+
+    def delay_s(self) -> float:
+        """Return how long the next bytes travel, one way."""
 
     def is_asleep(self, peer_id: PeerId) -> bool:
         """Whether a peer is frozen: it neither reads nor writes."""
@@ -32,6 +39,31 @@ class Weather(Protocol):
 
     async def wait_change(self) -> None:
         """Wait until the weather changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkName:
+    """One link of a network.
+
+    Attributes:
+        number: In the order in which links were opened.
+        opener: Who opened it.
+        acceptor: The other one.
+    """
+
+    number: int
+    opener: PeerId
+    acceptor: PeerId
+
+
+class Tap(Protocol):
+    """Hears all that links carry, both where it leaves and where it arrives."""
+
+    def sent(self, link: LinkName, sender: PeerId, data: bytes) -> None:
+        """Learn what one end just wrote; it may be lost on its way."""
+
+    def arrived(self, link: LinkName, sender: PeerId, data: bytes) -> None:
+        """Learn what the other end just took; its owner has acted on it."""
 
 
 class PipeResetError(Exception):
@@ -53,7 +85,7 @@ class Pipe:
     def reset(self) -> None:
         """Give the stream up; what has not arrived never will."""
         if self._reset_arrives_s is None:
-            self._reset_arrives_s = trio.current_time() + self._weather.latency_s
+            self._reset_arrives_s = trio.current_time() + self._weather.delay_s()
             self._changed.unpark_all()
 
     async def send(self, data: bytes) -> None:
@@ -66,7 +98,7 @@ class Pipe:
         for piece in self._pieces(data):
             while self._waiting_bytes and self._waiting_bytes + len(piece) > PIPE_BYTES_MAX:
                 await self._changed.park()
-            self._waiting.append((trio.current_time() + self._weather.latency_s, piece))
+            self._waiting.append((trio.current_time() + self._weather.delay_s(), piece))
             self._waiting_bytes += len(piece)
             self._changed.unpark_all()
         await trio.lowlevel.checkpoint()
@@ -108,11 +140,19 @@ class Pipe:
 class MemoryLink:
     """One end of a link; ``run`` is its pumps."""
 
-    def __init__(self, remote: PeerId, remote_address: str, inward: Pipe, outward: Pipe) -> None:
+    def __init__(
+        self,
+        name: LinkName,
+        remote: PeerId,
+        remote_address: str,
+        pipes: tuple[Pipe, Pipe],
+        weather: Weather,
+    ) -> None:
+        self.name = name
+        self._weather = weather
         self._remote = remote
         self._remote_address = remote_address
-        self._inward = inward
-        self._outward = outward
+        self._inward, self._outward = pipes
         self._ended = trio.Event()
         self._reason = "the node stopped"
         self._closing = False
@@ -171,7 +211,10 @@ class MemoryLink:
     async def _read(self, owner: LinkOwner) -> None:
         try:
             while data := await self._inward.receive():
-                owner.data_received(data)
+                try:
+                    owner.data_received(data)
+                finally:
+                    self._tell_arrived(data)
                 if self._ended.is_set():
                     return
         except RemoteProtocolError as error:
@@ -209,5 +252,16 @@ class MemoryLink:
         self._has_output = self._urgent = False
         data = owner.data_to_send()
         if data:
+            if self._weather.tap is not None:
+                self._weather.tap.sent(self.name, self._own, data)
             await self._outward.send(data)
             self._last_write_s = trio.current_time()
+
+    def _tell_arrived(self, data: bytes) -> None:
+        if self._weather.tap is not None:
+            self._weather.tap.arrived(self.name, self._remote, data)
+
+    @property
+    def _own(self) -> PeerId:
+        name = self.name
+        return name.acceptor if self._remote == name.opener else name.opener

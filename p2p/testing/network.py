@@ -16,6 +16,7 @@ from p2p.errors import LocalProtocolError
 from p2p.limits import DAY_NS
 from p2p.signing import SecretKey
 from p2p.testing.directory import DirectoryStore
+from p2p.testing.link import Tap
 from p2p.testing.node import MemoryNode
 from p2p.types import NetworkId, PeerId
 
@@ -43,6 +44,11 @@ class MemoryNetwork:
         rng: Decides where byte streams are cut.
         latency_s: How long bytes travel, one way.
         network_id: The network in which records must be valid.
+
+    Attributes:
+        jitter_s: What may come on top of the latency; each write draws its own. Bytes of one
+            link never overtake each other.
+        tap: Hears all that links carry.
     """
 
     def __init__(
@@ -50,6 +56,9 @@ class MemoryNetwork:
     ) -> None:
         self.rng = rng
         self.latency_s = latency_s
+        self.jitter_s = 0.0
+        self.tap: Tap | None = None
+        self.link_numbers = itertools.count(1)
         self.network_id = network_id
         self.nodes: dict[PeerId, MemoryNode] = {}
         self.directory_store = DirectoryStore(network_id)
@@ -117,6 +126,16 @@ class MemoryNetwork:
             if peer_id in self.nodes:
                 self.nodes[peer_id].drop_links(remote)
         self._changed.unpark_all()
+
+    def lose(self, one: PeerId, other: PeerId) -> None:
+        """Reset all links between two peers, with what is on its way; they may connect again."""
+        self.cut(one, other)
+        self.mend(one, other)
+
+    def delay_s(self) -> float:
+        """Return how long the next bytes travel, one way."""
+        jitter_s = self.rng.random() * self.jitter_s if self.jitter_s else 0.0
+        return self.latency_s + jitter_s
 
     def mend(self, one: PeerId, other: PeerId) -> None:
         """Let two peers connect again after ``cut``."""

@@ -9,7 +9,7 @@ import trio
 from p2p.errors import PeerUnreachableError, RemoteProtocolError
 from p2p.overlay import Link, LinkAccepted, LinkOwner, PeerAddress, RequestAnswer
 from p2p.testing.directory import MemoryDirectory
-from p2p.testing.link import MemoryLink, Pipe
+from p2p.testing.link import LinkName, MemoryLink, Pipe
 from p2p.types import PeerId
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class MemoryNode:
         self._network = network
         self._peer_id = peer_id
         self._nursery = nursery
-        self._links: set[MemoryLink] = set()
+        self._links: dict[MemoryLink, None] = {}  # in order: a set's would change with each run
         self._link_servers: dict[str, LinkAccepted] = {}
         self._request_servers: dict[str, RequestAnswer] = {}
         self.ip_address = ip_address
@@ -119,10 +119,12 @@ class MemoryNode:
     def _join(
         self, remote: "MemoryNode", accepted: LinkAccepted, owner: Callable[[Link], LinkOwner]
     ) -> MemoryLink:
-        outward = Pipe(self._network, self._peer_id, remote.peer_id)
-        inward = Pipe(self._network, remote.peer_id, self._peer_id)
-        ours = MemoryLink(remote.peer_id, remote.ip_address, inward, outward)
-        theirs = MemoryLink(self._peer_id, self.ip_address, outward, inward)
+        network = self._network
+        name = LinkName(next(network.link_numbers), self._peer_id, remote.peer_id)
+        out = Pipe(network, self._peer_id, remote.peer_id)
+        back = Pipe(network, remote.peer_id, self._peer_id)
+        ours = MemoryLink(name, remote.peer_id, remote.ip_address, (back, out), network)
+        theirs = MemoryLink(name, self._peer_id, self.ip_address, (out, back), network)
         remote.start_link(theirs, accepted(theirs))
         self.start_link(ours, owner(ours))
         return ours
@@ -132,11 +134,11 @@ class MemoryNode:
         self._nursery.start_soon(self._run_link, link, owner)
 
     async def _run_link(self, link: MemoryLink, owner: LinkOwner) -> None:
-        self._links.add(link)
+        self._links[link] = None
         try:
             await link.run(owner)
         finally:
-            self._links.discard(link)
+            self._links.pop(link, None)
 
     async def answer(self, asker: PeerId, protocol: str, payload: bytes) -> bytes | None:
         """Let our own task answer; None if it failed or we stopped meanwhile."""

@@ -57,7 +57,7 @@ class Dispatcher:
     look_up: Callable[[str], bool] = lambda model: False
     _running: set["Running"] = field(default_factory=set)
     _waiting: dict["Running", None] = field(default_factory=dict)
-    _attempts: set[Attempt] = field(default_factory=set)
+    _attempts: dict[Attempt, None] = field(default_factory=dict)
 
     def submit(self, call: Call, sink: ResponseSink) -> "Running":
         """Begin a request; the sink hears what comes of it, maybe before this returns."""
@@ -136,11 +136,11 @@ class Dispatcher:
 
     def began(self, attempt: Attempt) -> None:
         """Watch an attempt until its receipt is in."""
-        self._attempts.add(attempt)
+        self._attempts[attempt] = None
 
     def ended(self, attempt: Attempt) -> None:
         """Stop watching."""
-        self._attempts.discard(attempt)
+        self._attempts.pop(attempt, None)
 
 
 class Running:

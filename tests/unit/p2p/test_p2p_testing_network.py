@@ -12,7 +12,8 @@ from overlay_suite import Opened, Recorder, open_pair, open_recorder, record_env
 from p2p.errors import LocalProtocolError, PeerUnreachableError, RemoteProtocolError
 from p2p.limits import MINUTE_NS, PUMP_WAIT_NS
 from p2p.signing import SecretKey
-from p2p.testing import MemoryNetwork
+from p2p.testing import LinkName, MemoryNetwork
+from p2p.types import PeerId
 
 LATENCY_S = 0.05
 
@@ -261,3 +262,55 @@ async def test_wall_clock_moves_with_the_virtual_clock(
     before_ns = network.wall_clock()
     await trio.sleep(60)
     assert network.wall_clock() - before_ns == MINUTE_NS
+
+
+class Listener:
+    """A tap that keeps what it hears, and when."""
+
+    def __init__(self) -> None:
+        self.sent_data: list[bytes] = []
+        self.arrived_data: list[bytes] = []
+        self.arrived_s: list[float] = []
+        self.links: set[LinkName] = set()
+
+    def sent(self, link: LinkName, sender: PeerId, data: bytes) -> None:
+        self.links.add(link)
+        self.sent_data.append(data)
+
+    def arrived(self, link: LinkName, sender: PeerId, data: bytes) -> None:
+        self.links.add(link)
+        self.arrived_data.append(data)
+        self.arrived_s.append(trio.current_time())
+
+
+async def test_link_with_jitter_keeps_its_order_and_a_tap_hears_it(
+    network: MemoryNetwork, nodes: overlay_suite.Nodes, autojump_clock: trio.testing.MockClock
+) -> None:
+    ours, theirs = await open_pair(nodes)
+    listener = network.tap = Listener()
+    network.jitter_s = 1.0
+    for number in range(10):
+        ours.send(bytes([number]), urgent=True)
+        await trio.sleep(0.01)
+    await theirs.wait(lambda: len(theirs.received) == 10)
+    assert bytes(theirs.received) == bytes(range(10)) == b"".join(listener.sent_data)
+    assert b"".join(listener.arrived_data) == bytes(range(10))
+    assert LATENCY_S < max(listener.arrived_s) - 0.1 < LATENCY_S + 1.1
+    (name,) = listener.links
+    assert {name.opener, name.acceptor} == set(ids(ours, theirs))
+
+
+async def test_lost_link_loses_what_is_on_its_way_and_another_may_follow(
+    network: MemoryNetwork, nodes: overlay_suite.Nodes, autojump_clock: trio.testing.MockClock
+) -> None:
+    ours, theirs = await open_pair(nodes)
+    listener = network.tap = Listener()
+    ours.send(b"lost", urgent=True)
+    await trio.sleep(LATENCY_S / 2)
+    network.lose(*ids(ours, theirs))
+    await trio.sleep(2 * LATENCY_S)
+    assert ours.lost
+    assert theirs.lost
+    assert listener.sent_data == [b"lost"]
+    assert not listener.arrived_data
+    assert not network.is_cut(*ids(ours, theirs))
