@@ -7,7 +7,7 @@ equivocation.
 
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import msgspec
 from p2p.errors import DataDirectoryError
 from p2p.receipts.messages import Allowance, Receipt, ReceiptBatch, Voucher
 from p2p.signing import Signed
-from p2p.types import AllowanceId, Digest, PeerId, sha256
+from p2p.types import AllowanceId, Digest, PeerId, RequestId, sha256
 from peer.gateway import journal_schema as sql
 from peer.group_commit import (
     Durable,
@@ -141,12 +141,18 @@ class Journal(GroupCommit):
         cosignature: bytes,
         *,
         durable: Durable | None,
+        disputed: Collection[RequestId] = (),
     ) -> None:
-        """Keep a batch, its receipts and our signature under it."""
+        """Keep a batch, its receipts and our signature under it.
+
+        What the disputed ones cost is not counted as owed: after a restart it would be paid.
+        """
         value, digest = batch.value, sha256(batch.envelope)
         for index, (receipt, body) in enumerate(receipts):
             self.put(sql.PUT_RECEIPT, (receipt.request_id, digest, index, body))
-        cost_micros = sum(receipt.cost_micros for receipt, _ in receipts)
+        cost_micros = sum(
+            receipt.cost_micros for receipt, _ in receipts if receipt.request_id not in disputed
+        )
         row = (
             digest,
             value.allowance_id,

@@ -447,7 +447,11 @@ class HostLink:
             return
         envelope = seal(self._purse.key, COSIGNATURE, cosignature)
         self._context.wallet.journal.put_batch(
-            batch, receipts, envelope, durable=lambda: self._send_cosign(envelope)
+            batch,
+            receipts,
+            envelope,
+            durable=lambda: self._send_cosign(envelope),
+            disputed=cosignature.different_request_ids,
         )
 
     def _on_close(self, event: events.CloseReceived) -> None:

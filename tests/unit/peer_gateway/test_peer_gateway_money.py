@@ -1,5 +1,6 @@
 """The wallet and the journal: what is on disk before it leaves, and what a restart knows."""
 
+import dataclasses
 import sqlite3
 from pathlib import Path
 from random import Random
@@ -277,3 +278,23 @@ def make_books(journal, settlement: FakeSettlement, offset_ns: int = 0) -> Books
         return "account"
 
     return Books(journal, settlement, network_status(offset_ns), enrol)
+
+
+async def test_restarted_gateway_does_not_pay_what_a_disputed_receipt_asked(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    def dear(receipt):  # type: ignore[no-untyped-def]
+        return dataclasses.replace(receipt, cost_micros=10 * receipt.cost_micros)
+
+    network = MemoryNetwork(Random(7), latency_s=0.005)
+    async with open_world(tmp_path, network=network) as world:
+        host = await world.add_host("a", Script(receipt_change=dear))
+        await world.wait_ready(host)
+        await world.ask(chat(), folds=True).wait()
+        await world.wait_settled()
+        (purse,) = world.parts.core.wallet.purses()
+        paid = purse.account.cum_micros(purse.allowance_id)
+        assert host.cosignatures[0].value.different_request_ids
+    async with open_world(tmp_path, network=network) as world:
+        (purse,) = world.parts.core.wallet.purses()
+        assert purse.account.owed_micros(purse.allowance_id) == paid > 0
