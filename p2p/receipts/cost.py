@@ -1,6 +1,6 @@
 """What a request costs, and how much trust one increment is worth. Integers only."""
 
-from dataclasses import dataclass
+import msgspec
 
 from p2p import limits
 from p2p.receipts.messages import Quote
@@ -8,8 +8,7 @@ from p2p.receipts.messages import Quote
 TOKENS_PER_MTOK = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens of one request, as counted so far.
 
     Attributes:

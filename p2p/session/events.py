@@ -1,13 +1,12 @@
 """What a session tells its owner. Signed payloads are bytes as received: check before trust."""
 
-from dataclasses import dataclass
+import msgspec
 
 from p2p.errors import ErrorCode
 from p2p.types import NO_ALLOWANCE, NO_REQUEST, AllowanceId, QuoteId, RequestId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorInfo:
+class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What an error frame carries.
 
     Attributes:
@@ -23,8 +22,7 @@ class ErrorInfo:
     allowance_id: AllowanceId = NO_ALLOWANCE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutgoingRequest:
+class OutgoingRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request as the gateway sends it and the host receives it.
 
     Attributes:
@@ -43,8 +41,7 @@ class OutgoingRequest:
     supersedes_request_id: RequestId = NO_REQUEST
 
 
-@dataclass(frozen=True, slots=True)
-class HelloReceived:
+class HelloReceived(msgspec.Struct, frozen=True):
     """The other side's hello; nothing else comes before it.
 
     Attributes:
@@ -60,38 +57,33 @@ class HelloReceived:
     resume_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class AllowanceReceived:
+class AllowanceReceived(msgspec.Struct, frozen=True):
     """Host: an allowance envelope to check."""
 
     envelope: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class QuoteReceived:
+class QuoteReceived(msgspec.Struct, frozen=True):
     """Gateway: a quote envelope to check, and how many slots the host has free now."""
 
     envelope: bytes
     slots_free: int
 
 
-@dataclass(frozen=True, slots=True)
-class QuoteAsked:
+class QuoteAsked(msgspec.Struct, frozen=True):
     """Host: the gateway wants a fresh quote for a model."""
 
     model_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class RequestReceived:
+class RequestReceived(msgspec.Struct, frozen=True):
     """Host: a new request on a channel."""
 
     channel: int
     request: OutgoingRequest
 
 
-@dataclass(frozen=True, slots=True)
-class RequestAccepted:
+class RequestAccepted(msgspec.Struct, frozen=True):
     """Gateway: the host took the request; so many wait before it."""
 
     channel: int
@@ -99,8 +91,7 @@ class RequestAccepted:
     queued_before: int
 
 
-@dataclass(frozen=True, slots=True)
-class DueReceived:
+class DueReceived(msgspec.Struct, frozen=True):
     """Gateway: the host wants a voucher for the prompt before it computes it."""
 
     channel: int
@@ -108,16 +99,14 @@ class DueReceived:
     micros: int
 
 
-@dataclass(frozen=True, slots=True)
-class RequestStarted:
+class RequestStarted(msgspec.Struct, frozen=True):
     """Gateway: prefill begins; the prompt is owed from here on."""
 
     channel: int
     prompt_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkReceived:
+class ChunkReceived(msgspec.Struct, frozen=True):
     """Gateway: whole SSE events of the answer. Also comes, to be counted, after a cancel."""
 
     channel: int
@@ -125,44 +114,38 @@ class ChunkReceived:
     completion_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class WindowOpened:
+class WindowOpened(msgspec.Struct, frozen=True):
     """Host: more bytes of a channel may be sent."""
 
     channel: int
 
 
-@dataclass(frozen=True, slots=True)
-class VoucherReceived:
+class VoucherReceived(msgspec.Struct, frozen=True):
     """Host: a voucher envelope to check."""
 
     envelope: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class RequestEnded:
+class RequestEnded(msgspec.Struct, frozen=True):
     """Gateway: the channel is over; its receipt's bytes."""
 
     channel: int
     receipt: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiptsReceived:
+class ReceiptsReceived(msgspec.Struct, frozen=True):
     """Gateway: a signed receipt batch envelope to check and co-sign."""
 
     envelope: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CosignReceived:
+class CosignReceived(msgspec.Struct, frozen=True):
     """Host: the gateway's cosignature envelope."""
 
     envelope: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFailed:
+class RequestFailed(msgspec.Struct, frozen=True):
     """Gateway: an error on a channel.
 
     ``final`` is False if the request had started: then ``RequestEnded`` with its receipt follows.
@@ -173,41 +156,35 @@ class RequestFailed:
     final: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SessionErrorReceived:
+class SessionErrorReceived(msgspec.Struct, frozen=True):
     """An error that concerns no single request, e.g. a refused allowance."""
 
     error: ErrorInfo
 
 
-@dataclass(frozen=True, slots=True)
-class RequestCancelled:
+class RequestCancelled(msgspec.Struct, frozen=True):
     """Host: the gateway gave a request up; answer with its end."""
 
     channel: int
 
 
-@dataclass(frozen=True, slots=True)
-class CloseReceived:
+class CloseReceived(msgspec.Struct, frozen=True):
     """Gateway: the host's signed close of an allowance."""
 
     envelope: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class GoawayReceived:
+class GoawayReceived(msgspec.Struct, frozen=True):
     """The other side wants no new requests on this session."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class PeerSuspected:
+class PeerSuspected(msgspec.Struct, frozen=True):
     """Nothing came for ``SUSPECT_BUSY_NS``: open nothing new here."""
 
 
-@dataclass(frozen=True, slots=True)
-class PeerDead:
+class PeerDead(msgspec.Struct, frozen=True):
     """Nothing came for too long: drop the link and fail what is open."""
 
 

@@ -71,8 +71,7 @@ class _Chunk(msgspec.Struct):
     error: msgspec.Raw | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Price:
+class Price(msgspec.Struct, frozen=True, kw_only=True):
     """What an answer came to, as both sides agree.
 
     Attributes:

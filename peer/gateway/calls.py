@@ -1,7 +1,8 @@
 """What passes between the rooms of the gateway for one request: values and Protocols."""
 
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from p2p.receipts.messages import Quote, Receipt
 from p2p.session.events import ErrorInfo, OutgoingRequest
@@ -14,8 +15,7 @@ KIND_REQUEST = "request"
 KIND_PROBE = "probe"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One request of a client, or a probe of our own.
 
     Attributes:
@@ -30,8 +30,7 @@ class Call:
     arrived_ns: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
+class Route(msgspec.Struct, frozen=True, kw_only=True):
     """Which host answers, and why.
 
     Attributes:
@@ -44,8 +43,7 @@ class Route:
     tries: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """A whole answer, as both sides agree on it."""
 
     route: Route
@@ -84,8 +82,7 @@ class Ticket(Protocol):
         """Say that so much left for the client."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """How a channel ended.
 
     Attributes:

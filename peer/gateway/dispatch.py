@@ -193,7 +193,7 @@ class Running:
         self._wait_or_give_up(decisions)
 
     def _failed_hosts(self) -> frozenset[PeerId]:
-        return frozenset(PeerId(failure.host) for failure in self._failures)
+        return frozenset([PeerId(failure.host) for failure in self._failures])
 
     def _wait_or_give_up(self, decisions: list[Decision]) -> None:
         dispatcher = self._dispatcher
@@ -290,7 +290,8 @@ class Running:
     def _outgoing(self, ranked: Ranked) -> OutgoingRequest:
         offer, quote = ranked.candidate.offer, ranked.candidate.quote
         assert quote is not None
-        request_id = RequestId(secrets.token_bytes(ID_BYTES))
+        chance = secrets.token_bytes(2 * ID_BYTES)
+        request_id = RequestId(chance[:ID_BYTES])
         body = upstream_body(self._call.request, offer.model_id)
         tokens = _output_tokens(self._call, offer)
         bound = bound_micros(quote, body_bytes=len(body), output_tokens=tokens)
@@ -301,7 +302,7 @@ class Running:
             request_id=request_id,
             quote_id=quote.quote_id,
             allowance_id=allowance_id,
-            salt=secrets.token_bytes(ID_BYTES),
+            salt=chance[ID_BYTES:],
             body=body,
             choices=self._call.request.choices,
             supersedes_request_id=self._superseded,
@@ -360,8 +361,9 @@ class Running:
         """An attempt has its receipt, or will never have one: write it down."""
         self._dispatcher.ended(attempt)
         if end is not None or attempt.prompt_started:
-            entry = _usage_entry(self._call, attempt, end, cancelled=self._cancelled)
-            self._dispatcher.wallet.journal.put_usage(entry(self._dispatcher.clock()))
+            now = (self._dispatcher.now(), self._dispatcher.clock())
+            entry = _usage_entry(self._call, attempt, end, now, cancelled=self._cancelled)
+            self._dispatcher.wallet.journal.put_usage(entry)
 
     def give_up(self, error: ApiError) -> None:
         """Tell the client that there is no answer, or no more of it."""
@@ -410,38 +412,44 @@ def _output_tokens(call: Call, offer: Offer) -> int:
 
 
 def _usage_entry(
-    call: Call, attempt: Attempt, end: Ended | None, *, cancelled: bool
-) -> Callable[[int], UsageEntry]:
-    """Return what makes the usage log's entry once the time is known."""
+    call: Call, attempt: Attempt, end: Ended | None, now: tuple[int, int], *, cancelled: bool
+) -> UsageEntry:
+    """Return the usage log's entry.
+
+    Args:
+        call: What the client asked.
+        attempt: The try that is over.
+        end: How, if it has a receipt.
+        now: Monotonic time and wall clock, ns.
+        cancelled: Whether the client gave it up.
+    """
     receipt = end.receipt if end is not None else None
     completion_tokens = receipt.completion_tokens if receipt else 0
-
-    def entry(wall_ns: int) -> UsageEntry:
-        duration_ns = attempt.now() - attempt.timing.opened_ns
-        return UsageEntry(
-            answer_id=call.answer_id,
-            upstream_id=attempt.reader.head.id,
-            request_id=attempt.request_id.hex(),
-            kind=call.kind,
-            model=attempt.route.model,
-            host=attempt.route.host,
-            created_at_ns=wall_ns - duration_ns,
-            streamed=call.request.stream,
-            cancelled=cancelled,
-            finish_reason=receipt.finish_reason.name.lower() if receipt else "lost",
-            prompt_tokens=receipt.prompt_tokens if receipt else 0,
-            cached_tokens=receipt.cached_tokens if receipt else 0,
-            completion_tokens=completion_tokens,
-            cost_micros=receipt.cost_micros if receipt else 0,
-            ttft_ms=None if attempt.ttft_ms is None else round(attempt.ttft_ms),
-            duration_ms=duration_ns // 1_000_000,
-            tokens_per_s=attempt.tokens_per_s(completion_tokens),
-            route=attempt.route.why,
-            tries=attempt.route.tries,
-            different=end.different if end else "",
-        )
-
-    return entry
+    mono_ns, wall_ns = now
+    duration_ns = mono_ns - attempt.timing.opened_ns
+    ttft_ms = attempt.ttft_ms
+    return UsageEntry(
+        answer_id=call.answer_id,
+        upstream_id=attempt.reader.head.id,
+        request_id=attempt.request_id.hex(),
+        kind=call.kind,
+        model=attempt.route.model,
+        host=attempt.route.host,
+        created_at_ns=wall_ns - duration_ns,
+        streamed=call.request.stream,
+        cancelled=cancelled,
+        finish_reason=receipt.finish_reason.name.lower() if receipt else "lost",
+        prompt_tokens=receipt.prompt_tokens if receipt else 0,
+        cached_tokens=receipt.cached_tokens if receipt else 0,
+        completion_tokens=completion_tokens,
+        cost_micros=receipt.cost_micros if receipt else 0,
+        ttft_ms=None if ttft_ms is None else round(ttft_ms),
+        duration_ms=duration_ns // 1_000_000,
+        tokens_per_s=attempt.tokens_per_s(completion_tokens),
+        route=attempt.route.why,
+        tries=attempt.route.tries,
+        different=end.different if end else "",
+    )
 
 
 def is_probe(call: Call) -> bool:

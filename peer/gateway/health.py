@@ -3,8 +3,9 @@
 A core: every function takes what was known and returns what is known now.
 """
 
-import dataclasses
-from dataclasses import dataclass
+
+import msgspec
+from msgspec import structs
 
 from p2p.limits import MINUTE_NS, SECOND_NS
 
@@ -15,8 +16,7 @@ BACKOFF_DOUBLINGS_MAX = 8
 ERROR_TEXT_LENGTH_MAX = 300
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
+class Health(msgspec.Struct, frozen=True, kw_only=True):
     """What we measured of one host and one model.
 
     Attributes:
@@ -58,7 +58,7 @@ def after_answer(health: Health, *, ttft_ms: float, tokens_per_s: float | None) 
         ttft_ms: Time to its first token.
         tokens_per_s: None if it was too short to tell.
     """
-    return dataclasses.replace(
+    return structs.replace(
         health,
         ttft_ms=_average(health.ttft_ms, ttft_ms),
         tokens_per_s=(
@@ -78,7 +78,7 @@ def after_failure(health: Health, error: str, *, now_ns: int) -> Health:
     """Return the health after a failure of the host: avoid it, twice as long each time."""
     doublings = min(health.failures_count, BACKOFF_DOUBLINGS_MAX)
     wait_ns = min(BACKOFF_NS_MIN << doublings, BACKOFF_NS_MAX)
-    return dataclasses.replace(
+    return structs.replace(
         health,
         error_ratio=health.error_ratio * (1 - WEIGHT_RATIO) + WEIGHT_RATIO,
         failures_count=health.failures_count + 1,
@@ -90,17 +90,17 @@ def after_failure(health: Health, error: str, *, now_ns: int) -> Health:
 def after_busy(health: Health, *, retry_after_ms: int, now_ns: int) -> Health:
     """Return the health after a host said that it is full: no failure, but not again at once."""
     wait_ns = min(max(retry_after_ms, 100) * 1_000_000, BACKOFF_NS_MAX)
-    return dataclasses.replace(health, avoid_until_ns=now_ns + wait_ns)
+    return structs.replace(health, avoid_until_ns=now_ns + wait_ns)
 
 
 def after_round_trip(health: Health, rtt_ms: float) -> Health:
     """Return the health after one more round trip was timed."""
-    return dataclasses.replace(health, rtt_ms=_average(health.rtt_ms, rtt_ms))
+    return structs.replace(health, rtt_ms=_average(health.rtt_ms, rtt_ms))
 
 
 def after_cheat(health: Health, error: str) -> Health:
     """Return the health of a host that broke the rules of counting or of money."""
-    return dataclasses.replace(health, banned=True, last_error=error[:ERROR_TEXT_LENGTH_MAX])
+    return structs.replace(health, banned=True, last_error=error[:ERROR_TEXT_LENGTH_MAX])
 
 
 def _average(old: float | None, new: float) -> float:

@@ -137,6 +137,7 @@ class HostTable:
         assert host.record is not None
         record, link = host.record.value, host.link
         quote = link.quote(offer.model_id) if link is not None else None
+        is_usable = link is not None and link.is_usable
         funding, detail = Funding.READY, ""
         if quote is not None:
             funding, detail = self.wallet.funding(host.peer_id, quote, body_bytes=body_bytes)
@@ -146,8 +147,8 @@ class HostTable:
             owner=host.owner or host.peer_id.encode(),
             data_policy=record.data_policy,
             draining=record.draining,
-            linked=link is not None and link.is_usable,
-            pending=host.connecting or (link is not None and link.is_usable and quote is None),
+            linked=is_usable,
+            pending=host.connecting or (is_usable and quote is None),
             suspected=link is not None and link.is_suspected,
             trouble=host.trouble,
             quote=quote,

@@ -240,42 +240,11 @@ class HostLink:
     # -- events ----------------------------------------------------------------------------------
 
     def _take(self, event: Event) -> None:
-        match event:
-            case events.ChunkReceived():
-                self._on_chunk(event)
-            case events.RequestAccepted():
-                self._on_accepted(event)
-            case events.RequestStarted():
-                self._on_started(event)
-            case events.RequestEnded():
-                self._on_ended(event)
-            case events.RequestFailed():
-                self._on_failed(event)
-            case events.DueReceived():
-                self._on_due(event)
-            case _:
-                self._take_session_event(event)
-
-    def _take_session_event(self, event: Event) -> None:
-        match event:
-            case events.ReceiptsReceived():
-                self._on_receipts(event)
-            case events.QuoteReceived():
-                self._on_quote(event)
-            case events.HelloReceived():
-                self._on_hello(event)
-            case events.CloseReceived():
-                self._on_close(event)
-            case events.SessionErrorReceived():
-                self._on_session_error(event)
-            case events.GoawayReceived():
-                self._on_goaway(event)
-            case events.PeerSuspected():
-                self._context.watcher.link_ready(self)
-            case events.PeerDead():
-                self._on_dead()
-            case _:
-                raise LocalProtocolError(f"a gateway's session has no {type(event).__name__}")
+        """Handle an event; by a table, as four of them make up each request."""
+        handler = _HANDLERS.get(type(event))
+        if handler is None:
+            raise LocalProtocolError(f"a gateway's session has no {type(event).__name__}")
+        handler(self, event)
 
     def _greet(self) -> None:
         self._purse.account.new_link()
@@ -472,7 +441,10 @@ class HostLink:
         LOG.info("host %s takes no new requests: %s", self.peer_id, event.reason)
         self._context.watcher.link_ready(self)
 
-    def _on_dead(self) -> None:
+    def _on_suspected(self, event: events.PeerSuspected) -> None:
+        self._context.watcher.link_ready(self)
+
+    def _on_dead(self, event: events.PeerDead) -> None:
         LOG.warning("host %s is silent; its link is given up", self.peer_id)
         self._link.reset()
 
@@ -506,3 +478,21 @@ class HostLink:
     def _wake(self, *, urgent: bool = False) -> None:
         if self._session.has_output and not self._over:
             self._link.wake(urgent=urgent or self._session.urgent)
+
+
+_HANDLERS: dict[type, Callable[[HostLink, Any], None]] = {  # type: ignore[explicit-any]
+    events.ChunkReceived: HostLink._on_chunk,
+    events.RequestAccepted: HostLink._on_accepted,
+    events.RequestStarted: HostLink._on_started,
+    events.RequestEnded: HostLink._on_ended,
+    events.RequestFailed: HostLink._on_failed,
+    events.DueReceived: HostLink._on_due,
+    events.ReceiptsReceived: HostLink._on_receipts,
+    events.QuoteReceived: HostLink._on_quote,
+    events.HelloReceived: HostLink._on_hello,
+    events.CloseReceived: HostLink._on_close,
+    events.SessionErrorReceived: HostLink._on_session_error,
+    events.GoawayReceived: HostLink._on_goaway,
+    events.PeerSuspected: HostLink._on_suspected,
+    events.PeerDead: HostLink._on_dead,
+}

@@ -15,7 +15,7 @@ import msgspec
 from p2p import limits
 from p2p.types import Feature
 from peer.gateway.openai_errors import ApiError, BadRequestError, invalid_request
-from peer.gateway.preferences import SORTS, MaxPrice, Preferences
+from peer.gateway.preferences import NO_PREFERENCES, SORTS, MaxPrice, Preferences
 
 CHOICES_COUNT_MAX = 128
 FALLBACK_MODELS_COUNT_MAX = 8
@@ -88,9 +88,9 @@ class _Chat(msgspec.Struct):
     provider: _Provider | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ChatRequest:
-    """A checked chat request.
+    """A checked chat request; never changed after it was made.
 
     Attributes:
         models: What to serve it with, the wished one first, without routing suffixes.
@@ -117,6 +117,7 @@ class ChatRequest:
 _CHAT_DECODER = msgspec.json.Decoder(_Chat)
 _FIELDS_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ENCODER = msgspec.json.Encoder()
+_NO_FEATURES: frozenset[Feature] = frozenset()
 _TRUE = msgspec.Raw(b"true")
 _STREAM_OPTIONS = msgspec.Raw(b'{"include_usage":true}')
 _OURS = frozenset(
@@ -134,9 +135,9 @@ def parse_chat(body: bytes) -> ChatRequest:
     chat = _decode(body)
     wished, sort = _split_suffix(chat.model)
     models = tuple(dict.fromkeys((wished, *(chat.models or ()))))
-    fields = {
-        name: value for name, value in _FIELDS_DECODER.decode(body).items() if name not in _OURS
-    }
+    fields = _FIELDS_DECODER.decode(body)
+    for name in _OURS.intersection(fields):
+        del fields[name]
     output_tokens_max = chat.max_completion_tokens or chat.max_tokens
     if output_tokens_max is not None:
         # Both names mean one thing; hosts and engines need to know the older one only.
@@ -222,6 +223,8 @@ def _stop_bytes(stop: str | list[str] | None) -> int:
 
 
 def _features(chat: _Chat) -> frozenset[Feature]:
+    if not (chat.tools or chat.response_format or chat.logprobs):
+        return _NO_FEATURES
     needed = set()
     if chat.tools:
         needed.add(Feature.TOOLS)
@@ -234,7 +237,7 @@ def _features(chat: _Chat) -> frozenset[Feature]:
 
 def _preferences(provider: _Provider | None, suffix_sort: str | None) -> Preferences:
     if provider is None:
-        return Preferences(sort=suffix_sort)
+        return NO_PREFERENCES if suffix_sort is None else Preferences(sort=suffix_sort)
     return Preferences(
         order=tuple(provider.order or ()),
         only=frozenset(provider.only or ()),

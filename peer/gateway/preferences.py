@@ -1,12 +1,12 @@
 """What a client may wish of the choice of a host: OpenRouter's ``provider`` object, as values."""
 
-from dataclasses import dataclass
+import msgspec
 
 SORTS = ("price", "throughput", "latency")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaxPrice:
+
+class MaxPrice(msgspec.Struct, frozen=True, kw_only=True):
     """The most that a client will pay, in micro-dollars; None leaves a price open."""
 
     prompt_micros_per_mtok: int | None = None
@@ -14,8 +14,7 @@ class MaxPrice:
     request_micros: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preferences:
+class Preferences(msgspec.Struct, frozen=True, kw_only=True):
     """One request's wishes; names of hosts are peer ids.
 
     Attributes:

@@ -5,14 +5,15 @@ A core. One integer per limit says when the bucket would be full again; nothing 
 
 from dataclasses import dataclass
 
+import msgspec
+
 from p2p.limits import MINUTE_NS
 
 WINDOW_NS = MINUTE_NS
 RATE_PER_MINUTE_MAX = 10**9
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """Where a key stands with one limit.
 
     Attributes:
@@ -43,11 +44,12 @@ class Bucket:
 
     def take(self, count: int, *, now_ns: int) -> Standing:
         """Take so many units if they are there."""
-        standing = self.standing(count, now_ns=now_ns)
-        if standing.admitted:
-            self.charge(count, now_ns=now_ns)
-            return self.standing(0, now_ns=now_ns)
-        return standing
+        start_ns = max(self._full_at_ns, now_ns)
+        full_at_ns = start_ns + count * WINDOW_NS // self.limit_per_minute
+        if full_at_ns - now_ns > WINDOW_NS:
+            return self.standing(count, now_ns=now_ns)
+        self._full_at_ns = full_at_ns
+        return self.standing(0, now_ns=now_ns)
 
     def charge(self, count: int, *, now_ns: int) -> None:
         """Take units that were used in any case; the bucket may fall below empty."""

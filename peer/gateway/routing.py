@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+import msgspec
+
 from p2p.receipts.messages import Quote
 from p2p.records import Offer
 from p2p.types import DataPolicy, Feature, PeerId
@@ -40,8 +42,7 @@ class Funding(enum.Enum):
     UNAVAILABLE = "settlement cannot be reached for an allowance"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One host that says it serves the model.
 
     Attributes:
@@ -71,8 +72,7 @@ class Candidate:
     funding_detail: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """What a request needs of a host."""
 
     features: frozenset[Feature] = frozenset()
@@ -81,8 +81,7 @@ class Ask:
     excluded: frozenset[PeerId] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Excluded:
+class Excluded(msgspec.Struct, frozen=True):
     """A host that was left out, and why.
 
     Attributes:
@@ -96,17 +95,32 @@ class Excluded:
     pending: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """A host that may be used, and the time expected of it."""
+class Ranked(msgspec.Struct, frozen=True):
+    """A host that may be used, and the time expected of it.
+
+    Attributes:
+        tokens: How long an answer was reckoned with, at ``tokens_per_s`` after ``ttft_ms``.
+        penalty_ms: For load and errors.
+    """
 
     candidate: Candidate
     expected_ms: int
-    explanation: str
+    ttft_ms: float
+    tokens: int
+    tokens_per_s: float
+    penalty_ms: int
+
+    @property
+    def explanation(self) -> str:
+        """How the time comes about; put into words only where somebody reads it."""
+        said = "" if self.candidate.health.is_measured else ", not yet measured"
+        return (
+            f"{self.expected_ms} ms = {round(self.ttft_ms)} ms to the first token + {self.tokens} "
+            f"tokens at {self.tokens_per_s:.1f}/s + {self.penalty_ms} ms for load and errors{said}"
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """Which hosts to try, best first, who was left out, and why."""
 
     ranked: tuple[Ranked, ...]
@@ -141,10 +155,9 @@ class Router:
         tired = [each for each in fitting if each.health.avoid_until_ns > now_ns]
         if tired and rested:
             excluded.extend(Excluded(each.peer_id, _tired_reason(each)) for each in tired)
-        ranked = sorted(
-            (_rank(each, ask) for each in rested or tired),
-            key=lambda each: (each.expected_ms, each.candidate.peer_id),
-        )
+        ranked = [_rank(each, ask) for each in rested or tired]
+        if len(ranked) > 1:
+            ranked.sort(key=lambda each: (each.expected_ms, each.candidate.peer_id))
         ordered, why = self._order(ask.preferences, ranked)
         return Decision(tuple(ordered), tuple(excluded), why)
 
@@ -171,6 +184,8 @@ class Router:
 
     def _two_choices(self, ranked: list[Ranked]) -> tuple[list[Ranked], str]:
         """Power of two choices; an owner of many hosts is one candidate."""
+        if len(ranked) == 1:
+            return ranked, f"lowest expected time of 1 host(s): {ranked[0].explanation}"
         best_of_owner: dict[bytes, Ranked] = {}
         for each in ranked:
             best_of_owner.setdefault(each.candidate.owner, each)
@@ -213,6 +228,8 @@ def _objection(ask: Ask, host: Candidate) -> str | None:
 
 
 def _objection_of_client(wishes: Preferences, host: Candidate) -> str | None:
+    if wishes is NO_PREFERENCES:
+        return None
     if host.peer_id in wishes.ignore:
         return "ignored by the client"
     if wishes.only and host.peer_id not in wishes.only:
@@ -243,7 +260,7 @@ def _objection_of_price(cap: MaxPrice | None, host: Candidate) -> str | None:
 
 
 def _objection_of_state(ask: Ask, host: Candidate) -> str | None:
-    missing = ask.features.difference(host.offer.features)
+    missing = ask.features and ask.features.difference(host.offer.features)
     if missing:
         return f"lacks {', '.join(sorted(each.name.lower() for each in missing))}"
     if host.peer_id in ask.excluded:
@@ -281,12 +298,7 @@ def _rank(host: Candidate, ask: Ask) -> Ranked:
     penalty_ms += FULL_PENALTY_MS * (host.slots_free == 0)
     penalty_ms += round(ERROR_PENALTY_MS * health.error_ratio)
     expected_ms = round(ttft_ms + 1000 * tokens / tokens_per_s) + penalty_ms
-    said = "" if health.is_measured else ", not yet measured"
-    explanation = (
-        f"{expected_ms} ms = {round(ttft_ms)} ms to the first token + {tokens} tokens at "
-        f"{tokens_per_s:.1f}/s + {penalty_ms} ms for load and errors{said}"
-    )
-    return Ranked(host, expected_ms, explanation)
+    return Ranked(host, expected_ms, ttft_ms, tokens, tokens_per_s, penalty_ms)
 
 
 def _by_wish(order: Sequence[str], ranked: list[Ranked]) -> list[Ranked]:

@@ -203,7 +203,7 @@ class Wallet:
         if quote.is_free:
             return Funding.READY, ""
         purse = self.purse(host)
-        if _mono_ns() < purse.refused_until_ns:
+        if purse.refused_until_ns and _mono_ns() < purse.refused_until_ns:
             return Funding.UNAVAILABLE, purse.detail
         need = start_micros(quote, body_bytes=body_bytes)
         if need > ALLOWANCE_MICROS_MAX:

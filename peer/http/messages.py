@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
+
+import msgspec
 
 from p2p.errors import LocalProtocolError
 
@@ -21,8 +22,7 @@ _STATUS_LINES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
+class HttpRequest(msgspec.Struct, frozen=True):
     """One request, whole.
 
     Attributes:
@@ -46,8 +46,7 @@ class HttpRequest:
     chunks_allowed: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(msgspec.Struct, frozen=True):
     """Why a connection's bytes are no request that we take; it is answered, then closed."""
 
     status: int
@@ -87,14 +86,23 @@ def encode_head(first_line: str, headers: Headers, framing: str) -> bytes:
     Raises:
         LocalProtocolError: When a field could break out of its line, or names the framing.
     """
-    lines = [first_line]
-    for name, value in headers.items():
-        if any(mark in value or mark in name for mark in _BREAKS) or not name:
-            raise LocalProtocolError(f"header {name!r} would break the message's lines")
-        lines.append(f"{name}: {value}\r\n")
-    lines.append(framing)
-    lines.append("\r\n")
-    return "".join(lines).encode("latin-1", "replace")
+    fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    # One look at the whole: as many line ends as fields, or something broke out of its line.
+    count = len(headers)
+    if fields.count("\n") != count or fields.count("\r") != count or "\0" in fields:
+        raise LocalProtocolError(f"header {_breaking(headers)!r} would break the message's lines")
+    if "" in headers:
+        raise LocalProtocolError("header '' would break the message's lines")
+    return f"{first_line}{fields}{framing}\r\n".encode("latin-1", "replace")
+
+
+def _breaking(headers: Headers) -> str:
+    """Return the name of the field that would break out of its line."""
+    return next(
+        name
+        for name, value in headers.items()
+        if any(mark in value or mark in name for mark in _BREAKS)
+    )
 
 
 def encode_chunk(data: bytes) -> bytes:
