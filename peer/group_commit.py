@@ -102,7 +102,8 @@ class GroupCommit:
             self._callbacks.append(durable)
         if within_s is None:
             within_s = LAZY_S if durable is None else 0.0
-        self.hurry(within_s)
+        if within_s < LAZY_S or self._due_s == math.inf:  # else what waits goes sooner anyway
+            self.hurry(within_s)
 
     def hurry(self, within_s: float = 0.0) -> None:
         """Commit what waits, if anything does, within this time."""

@@ -16,6 +16,7 @@ ENVELOPE_BYTES_MAX = limits.SIGNED_BYTES_MAX + ENVELOPE_OVERHEAD_BYTES_MAX
 BATCH_ENVELOPE_BYTES_MAX = limits.RECEIPT_BATCH_BYTES_MAX + ENVELOPE_OVERHEAD_BYTES_MAX
 
 _CODES: dict[int, ErrorCode] = {code.value: code for code in ErrorCode}
+_NONE_OR_ID = (0, ID_BYTES)
 
 
 def envelope_fault(name: str, envelope: bytes, *, bytes_max: int = ENVELOPE_BYTES_MAX) -> str:
@@ -45,13 +46,10 @@ def session_id_fault(session_id: bytes) -> str:
 
 def request_fault(request: OutgoingRequest) -> str:
     """Check the bounds of a request; its JSON is for the host."""
-    ids = (request.request_id, request.quote_id, request.salt)
-    if any(len(each) != ID_BYTES for each in ids):
+    if not len(request.request_id) == len(request.quote_id) == len(request.salt) == ID_BYTES:
         return f"request id, quote id and salt have {ID_BYTES} bytes each"
-    if any(
-        len(each) not in (0, ID_BYTES)
-        for each in (request.allowance_id, request.supersedes_request_id)
-    ):
+    optional = (len(request.allowance_id), len(request.supersedes_request_id))
+    if not (optional[0] in _NONE_OR_ID and optional[1] in _NONE_OR_ID):
         return f"allowance id and superseded request id have {ID_BYTES} bytes or none"
     if not 0 < len(request.body) <= limits.REQUEST_BODY_BYTES_MAX:
         return f"request body has {len(request.body)} bytes"

@@ -43,7 +43,7 @@ def take_frame(state: SessionState, frame: Frame, now_ns: int) -> events.Event |
         raise RemoteProtocolError(
             f"a {state.role.peer.name.lower()} cannot send {name} on channel {frame.channel}"
         )
-    if not state.greeted and name != "hello":
+    if not (state.hello_received and state.hello_sent) and name != "hello":
         raise RemoteProtocolError(f"{name} before both hellos")
     return _HANDLERS[state.role][name](state, frame, now_ns)
 

@@ -3,7 +3,6 @@
 A core: every function takes what was known and returns what is known now.
 """
 
-
 import msgspec
 from msgspec import structs
 

@@ -24,7 +24,7 @@ from peer.gateway.openai_errors import (
     not_serving,
     rate_limited,
 )
-from peer.gateway.ratelimit import Bucket
+from peer.gateway.ratelimit import Bucket, Standing
 from peer.gateway.sinks import JSON_TYPE, FoldSink, StreamSink, Trail
 from peer.group_commit import JournalError
 from peer.http.exchange import Exchange
@@ -51,7 +51,7 @@ class _Visit:
     exchange: Exchange
     answer_id: str
     arrived_ns: int
-    limit_headers: dict[str, str] = field(default_factory=dict)
+    limits: tuple[Standing, Standing] | None = None
 
 
 @dataclass(slots=True)
@@ -110,7 +110,9 @@ class GatewayHandler:
         objection = self.guard.objection(request.headers)
         if objection is not None:
             raise BadRequestError(objection)
-        path = unquote(request.path).rstrip("/") or "/"
+        path = request.path
+        if path not in self._routes:
+            path = unquote(path).rstrip("/") or "/"
         if path == "/health":
             self._require_method(visit, "GET")
             trouble = self.trouble() or self.journal.trouble
@@ -130,7 +132,7 @@ class GatewayHandler:
 
     def _authenticate(self, visit: _Visit) -> KeyInfo:
         text = bearer(visit.request.headers)
-        key = self.keys.find(text, now_ns=self.now()) if text else None
+        key = self.keys.find(text, now_ns=visit.arrived_ns) if text else None
         if key is None:
             raise BadRequestError(invalid_key(shorten(text)))
         return key
@@ -142,7 +144,9 @@ class GatewayHandler:
 
     def _require_json(self, visit: _Visit) -> None:
         headers = visit.request.headers
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        kind = headers.get("content-type", "")
+        if kind != JSON_TYPE:
+            kind = kind.partition(";")[0].strip().lower()
         if kind != JSON_TYPE or headers.get("content-encoding", "identity") != "identity":
             raise BadRequestError(
                 invalid_request(
@@ -159,18 +163,15 @@ class GatewayHandler:
             BadRequestError: If the key is over its rate.
         """
         buckets = self._buckets_of(key)
-        now_ns = self.now()
+        now_ns = visit.arrived_ns
         requests = buckets.requests.take(1, now_ns=now_ns)
         tokens = buckets.tokens.standing(0, now_ns=now_ns)
-        visit.limit_headers = {
-            **ratelimit.headers("requests", requests),
-            **ratelimit.headers("tokens", tokens),
-        }
-        for standing, unit in ((requests, "requests"), (tokens, "tokens")):
-            if not standing.admitted:
-                wait_ms = -(-standing.retry_after_ns // 1_000_000)
-                message = f"Rate limit reached for {unit}: {standing.limit} per minute and key."
-                raise BadRequestError(rate_limited(message, wait_ms))
+        visit.limits = (requests, tokens)
+        if not (requests.admitted and tokens.admitted):
+            unit, standing = ("tokens", tokens) if requests.admitted else ("requests", requests)
+            wait_ms = -(-standing.retry_after_ns // 1_000_000)
+            message = f"Rate limit reached for {unit}: {standing.limit} per minute and key."
+            raise BadRequestError(rate_limited(message, wait_ms))
         return buckets
 
     def _buckets_of(self, key: KeyInfo) -> _Buckets:
@@ -267,12 +268,16 @@ class GatewayHandler:
     # -- the way out -----------------------------------------------------------------------------
 
     def _headers(self, visit: _Visit) -> dict[str, str]:
-        return {
+        headers = {
             "x-request-id": visit.answer_id,
             "openai-processing-ms": str((self.now() - visit.arrived_ns) // 1_000_000),
             "openai-version": "2020-10-01",
-            **visit.limit_headers,
         }
+        if visit.limits is not None:
+            requests, tokens = visit.limits
+            headers |= ratelimit.headers("requests", requests)
+            headers |= ratelimit.headers("tokens", tokens)
+        return headers
 
     def _respond(self, visit: _Visit, body: object) -> None:
         headers = {**self._headers(visit), "content-type": JSON_TYPE}

@@ -6,7 +6,9 @@ request. Whatever the host says is checked before it counts; what it may not do 
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from p2p import limits
 from p2p.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
@@ -76,6 +78,7 @@ class HostLink:
         self.slots_free = -1
         self.slots = 0
         self.round_trip_ns: int | None = None
+        self._handlers = self._make_handlers()
         self._greet()
 
     # -- what the dispatcher and the host table see ----------------------------------------------
@@ -241,10 +244,28 @@ class HostLink:
 
     def _take(self, event: Event) -> None:
         """Handle an event; by a table, as four of them make up each request."""
-        handler = _HANDLERS.get(type(event))
+        handler = self._handlers.get(type(event))
         if handler is None:
             raise LocalProtocolError(f"a gateway's session has no {type(event).__name__}")
-        handler(self, event)
+        handler(event)
+
+    def _make_handlers(self) -> dict[type, Callable[[Any], None]]:  # type: ignore[explicit-any]
+        return {
+            events.ChunkReceived: self._on_chunk,
+            events.RequestAccepted: self._on_accepted,
+            events.RequestStarted: self._on_started,
+            events.RequestEnded: self._on_ended,
+            events.RequestFailed: self._on_failed,
+            events.DueReceived: self._on_due,
+            events.ReceiptsReceived: self._on_receipts,
+            events.QuoteReceived: self._on_quote,
+            events.HelloReceived: self._on_hello,
+            events.CloseReceived: self._on_close,
+            events.SessionErrorReceived: self._on_session_error,
+            events.GoawayReceived: self._on_goaway,
+            events.PeerSuspected: self._on_suspected,
+            events.PeerDead: self._on_dead,
+        }
 
     def _greet(self) -> None:
         self._purse.account.new_link()
@@ -478,21 +499,3 @@ class HostLink:
     def _wake(self, *, urgent: bool = False) -> None:
         if self._session.has_output and not self._over:
             self._link.wake(urgent=urgent or self._session.urgent)
-
-
-_HANDLERS: dict[type, Callable[[HostLink, Any], None]] = {  # type: ignore[explicit-any]
-    events.ChunkReceived: HostLink._on_chunk,
-    events.RequestAccepted: HostLink._on_accepted,
-    events.RequestStarted: HostLink._on_started,
-    events.RequestEnded: HostLink._on_ended,
-    events.RequestFailed: HostLink._on_failed,
-    events.DueReceived: HostLink._on_due,
-    events.ReceiptsReceived: HostLink._on_receipts,
-    events.QuoteReceived: HostLink._on_quote,
-    events.HelloReceived: HostLink._on_hello,
-    events.CloseReceived: HostLink._on_close,
-    events.SessionErrorReceived: HostLink._on_session_error,
-    events.GoawayReceived: HostLink._on_goaway,
-    events.PeerSuspected: HostLink._on_suspected,
-    events.PeerDead: HostLink._on_dead,
-}

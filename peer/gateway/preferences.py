@@ -5,7 +5,6 @@ import msgspec
 SORTS = ("price", "throughput", "latency")
 
 
-
 class MaxPrice(msgspec.Struct, frozen=True, kw_only=True):
     """The most that a client will pay, in micro-dollars; None leaves a price open."""
 

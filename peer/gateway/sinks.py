@@ -1,7 +1,7 @@
 """Where answers go over HTTP: a stream of events, or one JSON body."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -15,7 +15,7 @@ JSON_TYPE = "application/json"
 EVENTS_TYPE = "text/event-stream; charset=utf-8"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Trail:
     """What every answer to one request says of it.
 
@@ -24,7 +24,7 @@ class Trail:
         used: Called with the tokens of a finished answer.
     """
 
-    headers: Callable[[], Mapping[str, str]]
+    headers: Callable[[], dict[str, str]]
     used: Callable[[int], None]
 
 
@@ -44,7 +44,7 @@ class _Sink:
 
     def respond_error(self, error: ApiError) -> None:
         """Answer with an error."""
-        headers = {**self._trail.headers(), **error.headers(), "content-type": JSON_TYPE}
+        headers = self._trail.headers() | error.headers() | {"content-type": JSON_TYPE}
         self._exchange.respond(error.status, headers, error.body())
 
 
@@ -62,12 +62,10 @@ class StreamSink(_Sink):
 
     def begin(self, route: Route, reader: AnswerReader) -> None:
         """Start the stream."""
-        headers = {
-            **self._trail.headers(),
-            **route_headers(route),
-            "content-type": EVENTS_TYPE,
-            "cache-control": "no-cache",
-        }
+        headers = self._trail.headers()
+        headers |= route_headers(route)
+        headers["content-type"] = EVENTS_TYPE
+        headers["cache-control"] = "no-cache"
         self._exchange.start_stream(200, headers)
 
     def write(self, data: bytes, credit_bytes: int) -> None:
@@ -115,13 +113,11 @@ class FoldSink(_Sink):
     def finish(self, answer: Answer) -> None:
         """Answer with the whole completion."""
         self._trail.used(answer.price.prompt_tokens + answer.price.completion_tokens)
-        headers = {
-            **self._trail.headers(),
-            **route_headers(answer.route),
-            "x-sparewatt-cost-micros": str(answer.price.cost_micros),
-            "x-sparewatt-request-id": answer.request_id,
-            "content-type": JSON_TYPE,
-        }
+        headers = self._trail.headers()
+        headers |= route_headers(answer.route)
+        headers["x-sparewatt-cost-micros"] = str(answer.price.cost_micros)
+        headers["x-sparewatt-request-id"] = answer.request_id
+        headers["content-type"] = JSON_TYPE
         body = msgspec.json.encode(answer.reader.completion(answer.price))
         self._exchange.respond(200, headers, body)
 
