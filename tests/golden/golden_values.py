@@ -10,6 +10,7 @@ import json
 import pathlib
 from collections.abc import Callable, Iterator
 
+import msgspec
 from google.protobuf.message import Message
 
 from p2p import limits
@@ -240,6 +241,8 @@ def as_json(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = (field.name for field in dataclasses.fields(value))
         return {name: as_json(getattr(value, name)) for name in names}
+    if isinstance(value, msgspec.Struct):
+        return {name: as_json(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, tuple):

@@ -1,8 +1,7 @@
 """The gateway's side of the money, rule by rule."""
 
-import dataclasses
-
 import pytest
+from msgspec import structs
 
 from p2p import limits
 from p2p.errors import LocalProtocolError, RemoteProtocolError
@@ -285,7 +284,7 @@ def test_finish_the_host_forgoes_what_it_failed_at():
 def test_finish_receipt_of_something_else_is_refused(change):
     made, links = account(), chain()
     run(made, ONE, tokens=20)
-    receipt = dataclasses.replace(end(made, ONE, links, Usage(10, 0, 20)), **change)
+    receipt = structs.replace(end(made, ONE, links, Usage(10, 0, 20)), **change)
     assert made.finish(ONE, receipt).fault is CountFault.RECEIPT
 
 

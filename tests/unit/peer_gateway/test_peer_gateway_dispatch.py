@@ -1,6 +1,5 @@
 """The life of requests: choosing, failing over, ending honestly, paying; on the virtual clock."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from gateway_kit import (
     offer,
     open_world,
 )
+from msgspec import structs
 from trio.testing import MockClock
 
 from p2p.errors import ErrorCode
@@ -319,9 +319,9 @@ async def test_dispatch_overcounting_host_is_refused_banned_and_marked_different
 @pytest.mark.parametrize(
     "change",
     [
-        lambda receipt: dataclasses.replace(receipt, cost_micros=receipt.cost_micros + 1),
-        lambda receipt: dataclasses.replace(receipt, completion_tokens=5000, cost_micros=10_200),
-        lambda receipt: dataclasses.replace(receipt, request_id=bytes(16)),
+        lambda receipt: structs.replace(receipt, cost_micros=receipt.cost_micros + 1),
+        lambda receipt: structs.replace(receipt, completion_tokens=5000, cost_micros=10_200),
+        lambda receipt: structs.replace(receipt, request_id=bytes(16)),
     ],
     ids=["cost", "count", "foreign"],
 )

@@ -1,11 +1,11 @@
 """Hosts that lie about the end of an answer: the client hears of it, and no request stays open."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 import trio
 from gateway_kit import MODEL, Script, World, chat, open_world
+from msgspec import structs
 from trio.testing import MockClock
 
 from p2p.errors import ErrorCode
@@ -73,7 +73,7 @@ async def test_receipt_of_another_answer_is_disputed_under_its_batch(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     def change(receipt):  # type: ignore[no-untyped-def]
-        return dataclasses.replace(receipt, answer_hash=Digest(bytes(32)))
+        return structs.replace(receipt, answer_hash=Digest(bytes(32)))
 
     async with open_world(tmp_path) as world:
         host = await world.add_host("a", Script(receipt_change=change))

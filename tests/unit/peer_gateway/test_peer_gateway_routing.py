@@ -1,6 +1,5 @@
 """Choosing hosts: who may, who is best, and why."""
 
-import dataclasses
 from collections import Counter
 from random import Random
 
@@ -8,6 +7,7 @@ import pytest
 from gateway_kit import DIGEST, key, offer
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from p2p.receipts.messages import Quote
 from p2p.types import DataPolicy, Feature, NetworkId, QuoteId
@@ -51,7 +51,7 @@ def host(name: str = NAMES[0], **changes: object) -> Candidate:
         slots_free=4,
         funding=Funding.READY,
     )
-    return dataclasses.replace(candidate, **changes)
+    return structs.replace(candidate, **changes)
 
 
 def router(policy: Policy = Policy.LOWEST_LATENCY) -> Router:
