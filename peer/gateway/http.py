@@ -98,6 +98,7 @@ class GatewayHandler:
         """Answer a request now or later."""
         answer_id = "req_" + secrets.token_hex(ANSWER_ID_BYTES)
         visit = _Visit(request, exchange, answer_id, self.now())
+        exchange.is_strangers = True  # until a key says otherwise
         try:
             self._route(visit)
         except BadRequestError as error:
@@ -135,6 +136,7 @@ class GatewayHandler:
         key = self.keys.find(text, now_ns=visit.arrived_ns) if text else None
         if key is None:
             raise BadRequestError(invalid_key(shorten(text)))
+        visit.exchange.is_strangers = False
         return key
 
     def _require_method(self, visit: _Visit, method: str) -> None:

@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from peer.http.brake import Brake
 from peer.http.exchange import Exchange
-from peer.http.limits import READ_BYTES, HttpLimits
+from peer.http.limits import READ_BYTES, SERVED_PER_TURN_MAX, HttpLimits
 from peer.http.loop import PEER_CLOSED, READABLE, WRITABLE, Loop, Timer
 from peer.http.messages import (
     CONTINUE,
@@ -29,6 +30,18 @@ class Handler(Protocol):
 
     def handle(self, request: HttpRequest, exchange: Exchange) -> None:
         """Answer through the exchange, now or later; must not block."""
+
+
+class Phase(enum.Enum):
+    """What a connection waits for, which decides how long it may take, and who gives way."""
+
+    IDLE = enum.auto()
+    HEAD = enum.auto()
+    BODY = enum.auto()
+    WORKING = enum.auto()  # the handler may take as long as it likes
+    BRAKED = enum.auto()  # answered, but the answer is held back
+    SENDING = enum.auto()
+    LINGERING = enum.auto()  # over; what still comes is thrown away
 
 
 class ConnectionOwner(Protocol):
@@ -53,18 +66,18 @@ class ConnectionOwner(Protocol):
     def date_field(self) -> str:
         """Return the Date field with its CRLF, or nothing when the server has no clock."""
 
+    @property
+    def brake(self) -> Brake:
+        """When strangers are answered."""
+
+    def phase_changed(self, connection: "Connection", old: Phase, new: Phase) -> None:
+        """Learn what the connection waits for now."""
+
+    def body_grew(self, count_bytes: int) -> None:
+        """Count what came of bodies that are not whole yet, or no longer waits (negative)."""
+
     def connection_closed(self, connection: "Connection") -> None:
         """Forget the connection."""
-
-
-class _Phase(enum.Enum):
-    """What the connection waits for, which decides how long it may take."""
-
-    IDLE = enum.auto()
-    HEAD = enum.auto()
-    BODY = enum.auto()
-    WORKING = enum.auto()  # the handler may take as long as it likes
-    SENDING = enum.auto()
 
 
 class _State(enum.Enum):
@@ -94,16 +107,23 @@ class Connection:
         self._advancing = False
         self._broken = False
         self._mask = READABLE | PEER_CLOSED
-        self._phase = _Phase.IDLE
+        self._phase = Phase.HEAD  # nothing came yet, but it should: it gives way after the idle
         self._deadline = math.inf
         self._timer: Timer | None = None
+        self._braked: Timer | None = None
+        self._body_bytes = 0
         self._loop.add(sock, self._on_event, self._mask, crashed=self.crashed)
         self._set_deadline(self._limits.header_s)
 
     @property
     def is_idle(self) -> bool:
         """Whether it waits for a request of which nothing has come."""
-        return self._state is _State.OPEN and self._current_phase() is _Phase.IDLE
+        return self._state is _State.OPEN and self._current_phase() is Phase.IDLE
+
+    @property
+    def phase(self) -> Phase:
+        """What it waits for."""
+        return self._phase
 
     # -- events ----------------------------------------------------------------------------------
     def _on_event(self, mask: int) -> None:
@@ -124,8 +144,19 @@ class Connection:
         if not data:
             return self.abort()
         if self._state is _State.OPEN:
-            self._take(self._parser.feed(data))
+            found = self._parser.feed(data)
+            self._count_body(self._parser.waiting_bytes)
+            self._take(found)
         return None
+
+    def _forget_body(self) -> None:
+        self._parser.end()
+        self._count_body(0)
+
+    def _count_body(self, waiting_bytes: int) -> None:
+        grown_bytes, self._body_bytes = waiting_bytes - self._body_bytes, waiting_bytes
+        if grown_bytes:
+            self._owner.body_grew(grown_bytes)
 
     def _take(self, found: list[Parsed]) -> None:
         room = self._limits.pipelined_max - len(self._waiting)
@@ -153,11 +184,15 @@ class Connection:
         if self._advancing:
             return
         self._advancing = True
+        served_count = 0
         try:
-            while self._can_take_next():
+            while self._can_take_next() and served_count < SERVED_PER_TURN_MAX:
+                served_count += 1
                 self._serve(self._waiting.popleft())
         finally:
             self._advancing = False
+        if self._can_take_next():
+            self._loop.call_later(0, self._advance)
         self._rest()
 
     def _can_take_next(self) -> bool:
@@ -172,7 +207,7 @@ class Connection:
     def _serve(self, parsed: Parsed) -> None:
         if isinstance(parsed, Refusal):
             return self._refuse(parsed)
-        self._enter(_Phase.WORKING)  # even if it is over at once: the next wait is a new one
+        self._enter(Phase.WORKING)  # even if it is over at once: the next wait is a new one
         self._exchange = Exchange(self, parsed, self._limits.buffer_bytes_max)
         self._owner.handler.handle(parsed, self._exchange)
         return None
@@ -181,8 +216,14 @@ class Connection:
         body = refusal_body(refusal)
         framing = self.framing_fields(keep_alive=False) + f"content-length: {len(body)}\r\n"
         self._waiting.clear()
+        self._forget_body()
         self._state = _State.LAST
-        self.send(encode_head(status_line(refusal.status), _JSON, framing) + body)
+        data = encode_head(status_line(refusal.status), _JSON, framing) + body
+        self.brake(lambda: self._say_last(data))
+
+    def _say_last(self, data: bytes) -> None:
+        self.send(data)
+        self._rest()
 
     def _rest(self) -> None:
         """Settle what to wait for, now that nothing more can be done."""
@@ -190,27 +231,30 @@ class Connection:
             return
         phase = self._current_phase()
         is_spent = self._state is _State.LAST or self._owner.is_draining
-        if is_spent and phase in (_Phase.IDLE, _Phase.HEAD, _Phase.BODY):
+        if is_spent and phase in (Phase.IDLE, Phase.HEAD, Phase.BODY):
             return self._linger()
         self._enter(phase)
-        self._watch(reads=self._wants_more(), writes=phase is _Phase.SENDING)
+        self._watch(reads=self._wants_more(), writes=phase is Phase.SENDING)
 
-    def _enter(self, phase: _Phase) -> None:
+    def _enter(self, phase: Phase) -> None:
         if phase is not self._phase:
+            self._owner.phase_changed(self, self._phase, phase)
             self._phase = phase
             self._set_deadline(self._allowed_s(phase))
 
-    def _current_phase(self) -> _Phase:
+    def _current_phase(self) -> Phase:
+        if self._braked is not None:
+            return Phase.BRAKED
         if self._outbox.pending_bytes:
-            return _Phase.SENDING
+            return Phase.SENDING
         if self._exchange is not None or self._waiting:
-            return _Phase.WORKING
+            return Phase.WORKING
         if self._parser.is_between:
-            return _Phase.IDLE
-        return _Phase.BODY if self._parser.in_body else _Phase.HEAD
+            return Phase.IDLE
+        return Phase.BODY if self._parser.in_body else Phase.HEAD
 
     def _wants_more(self) -> bool:
-        if self._state is not _State.OPEN or self._waiting:
+        if self._state is not _State.OPEN or self._waiting or self._braked is not None:
             return False
         return self._exchange is None or self._parser.is_between
 
@@ -229,14 +273,16 @@ class Connection:
                 self._timer.cancel()
             self._arm(min(seconds, self._limits.idle_s))
 
-    def _allowed_s(self, phase: _Phase) -> float:
+    def _allowed_s(self, phase: Phase) -> float:
         limits = self._limits
         return {
-            _Phase.IDLE: limits.idle_s,
-            _Phase.HEAD: limits.header_s,
-            _Phase.BODY: limits.body_s,
-            _Phase.WORKING: math.inf,
-            _Phase.SENDING: limits.send_stall_s,
+            Phase.IDLE: limits.idle_s,
+            Phase.HEAD: limits.header_s,
+            Phase.BODY: limits.body_s,
+            Phase.WORKING: math.inf,
+            Phase.BRAKED: math.inf,
+            Phase.SENDING: limits.send_stall_s,
+            Phase.LINGERING: limits.linger_s,
         }[phase]
 
     def _on_timer(self) -> None:
@@ -244,7 +290,7 @@ class Connection:
         left_s = self._deadline - self._loop.now()
         if left_s > 0:
             self._arm(min(left_s, self._limits.idle_s))
-        elif self._state is _State.OPEN and self._phase in (_Phase.HEAD, _Phase.BODY):
+        elif self._phase in (Phase.HEAD, Phase.BODY) and not self._parser.is_between:
             self._refuse(Refusal(408, "the request did not come in time"))
             self._rest()
         else:
@@ -296,6 +342,28 @@ class Connection:
             self._state = _State.LAST if self._state is _State.OPEN else self._state
         self.flush_later(self._advance)
 
+    def brake(self, action: Callable[[], None]) -> None:
+        """Run the action when a stranger's answer is due, or close if there are too many."""
+        wait_s = self._owner.brake.wait_s(self._loop.now())
+        if wait_s is None:
+            self.flush_later(self.abort)
+        elif wait_s <= 0:
+            action()
+        else:
+            self._braked = self._loop.call_later(wait_s, lambda: self._release(action))
+            self._rest()
+
+    def _release(self, action: Callable[[], None]) -> None:
+        self._braked = None
+        action()
+
+    def give_way(self) -> None:
+        """Answer that there is no room for this body; then close."""
+        if self._state is not _State.OPEN:
+            return
+        self._refuse(Refusal(503, "too many uploads at once: try again"))
+        self._rest()
+
     # -- the end ---------------------------------------------------------------------------------
     def drain_now(self) -> None:
         """Close if idle; otherwise the answer in work is the last."""
@@ -310,7 +378,7 @@ class Connection:
         except OSError:
             return self.abort()
         self._watch(reads=True, writes=False)
-        self._set_deadline(self._limits.linger_s)
+        self._enter(Phase.LINGERING)
         return None
 
     def crashed(self) -> None:
@@ -326,8 +394,10 @@ class Connection:
         if self._state is _State.CLOSED:
             return
         self._state = _State.CLOSED
-        if self._timer is not None:
-            self._timer.cancel()
+        self._forget_body()
+        for timer in (self._timer, self._braked):
+            if timer is not None:
+                timer.cancel()
         self._loop.close(self._socket)
         self._owner.connection_closed(self)
         exchange, self._exchange = self._exchange, None

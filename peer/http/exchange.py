@@ -40,6 +40,9 @@ class Carrier(Protocol):
     def exchange_ended(self, *, keep_alive: bool) -> None:
         """The answer is complete; the next request may come."""
 
+    def brake(self, action: Callable[[], None]) -> None:
+        """Run the action when a stranger's answer is due, or close."""
+
     def abort(self) -> None:
         """Close at once."""
 
@@ -55,6 +58,8 @@ class Exchange:
         on_hang_up: Called once if the client goes before the answer is complete, also while the
             handler is silent. A half-closed connection counts as gone: nobody can tell it from a
             closed one, and an engine must not work for a client that left.
+        is_strangers: Set by the handler while it does not know whom it answers: such an answer is
+            held back when there are many (``peer.http.brake``).
         on_sent: Called with the number of bytes given to ``write`` that the kernel has now taken;
             the credit for whoever produces them.
     """
@@ -74,6 +79,7 @@ class Exchange:
         self._flush_due = False
         self._open = True
         self._gone = False
+        self.is_strangers = False
         self.on_hang_up: Callable[[], None] | None = None
         self.on_sent: Callable[[int], None] | None = None
 
@@ -108,7 +114,14 @@ class Exchange:
             return
         self._finished = True
         self._open = False
-        self._carrier.send(head + body if carries_body else head)
+        data = head + body if carries_body else head
+        if self.is_strangers:
+            self._carrier.brake(lambda: self._leave(data))
+        else:
+            self._leave(data)
+
+    def _leave(self, data: bytes) -> None:
+        self._carrier.send(data)
         self._carrier.exchange_ended(keep_alive=self._keep_alive)
 
     def start_stream(self, status: int, headers: Headers = NO_HEADERS) -> None:

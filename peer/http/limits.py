@@ -6,7 +6,14 @@ READ_BYTES = 64 * 1024  # one recv; larger reads brought nothing (measured)
 EVENTS_PER_POLL_MAX = 1024  # so that one turn of the loop ends even when every socket is ready
 TURN_END_ROUNDS_MAX = 100  # callbacks that queue callbacks for ever are a bug; the rest waits
 LISTEN_BACKLOG_COUNT = 1024
-ACCEPTS_PER_TURN_MAX = 128  # a flood of connections must not starve those that are open
+ACCEPTS_PER_TURN_MAX = 32  # a flood of connections must not starve those that are open
+SERVED_PER_TURN_MAX = 4  # pipelined requests of one connection; the others have their turn first
+SEND_BUFFER_BYTES = (
+    128 * 1024
+)  # the kernel's, per client: else it takes megabytes for a stalled one
+BRAKE_PER_S = 100  # answers to strangers, all connections together; beyond it they are held back
+BRAKE_BURST_COUNT = 100
+BRAKE_S_MAX = 2.0  # a stranger whose answer would be held longer is closed without one
 ACCEPT_RETRY_S = 0.5  # after the process ran out of descriptors
 UNIX_PATH_BYTES_MAX = 107  # sun_path of Linux, without the closing NUL
 
@@ -20,6 +27,8 @@ class HttpLimits:
         header_count_max: Fields of one message.
         target_bytes_max: The request target; longer ones are answered 414.
         body_bytes_max: The body of a request; larger ones are answered 413.
+        bodies_bytes_max: Bodies on their way in, of all connections together; beyond it the one
+            that takes longest is answered 503. Whoever drips has the oldest.
         header_s: From the first byte of a request (or the connect) to the end of its fields.
         body_s: From the end of the fields to the end of the body.
         idle_s: How long a connection may wait between two requests.
@@ -28,13 +37,16 @@ class HttpLimits:
             answer is not lost to a reset.
         buffer_bytes_max: What a stream may hold for a slow reader before it counts as gone.
         pipelined_max: Requests waiting behind the one in work, per connection.
-        connections_max: Open connections; one more is answered 503.
+        connections_max: Open connections. One more makes the oldest give way that is idle, or
+            whose answer is held back, or whose request is not whole yet; if all are at work, it is
+            answered 503.
     """
 
     header_bytes_max: int = 32 * 1024
     header_count_max: int = 100
     target_bytes_max: int = 8 * 1024
     body_bytes_max: int = 4 * 1024 * 1024
+    bodies_bytes_max: int = 64 * 1024 * 1024
     header_s: float = 10.0
     body_s: float = 60.0
     idle_s: float = 75.0

@@ -34,6 +34,7 @@ _SINGLE_FIELDS = frozenset(
 )
 _VERSIONS = frozenset(("1.0", "1.1"))
 _FIELD_OVERHEAD_BYTES = 4  # colon, space, CRLF
+_PIECE_BYTES_MAX = 64 * 1024
 _HOST_GRAMMAR = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*")  # RFC 3986 without user names
 
 
@@ -67,6 +68,20 @@ class RequestParser:
     def in_body(self) -> bool:
         """Whether a request's fields are complete and its body is not."""
         return self._in_body
+
+    def end(self) -> None:
+        """Take nothing more, and forget a body that is not whole.
+
+        Now, and not when cycles are collected: llhttp's parser and this one hold each other.
+        """
+        self._ended = True
+        self._body.clear()
+        self._body_bytes = 0
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How much of a body that is not whole yet is held."""
+        return self._body_bytes if self._in_body and not self._ended else 0
 
     def take_continue(self) -> bool:
         """Return whether the client waits for ``100 Continue``; true once per request."""
@@ -142,7 +157,7 @@ class RequestParser:
         self._headers: dict[str, str] = {}
         self._header_bytes = 0
         self._header_count = 0
-        self._body = bytearray()  # one object: a million chunks of a byte are a million bytes
+        self._body: list[bytearray] = []
         self._body_bytes = 0
         self._in_body = False
         self._continue_wanted = False
@@ -231,11 +246,22 @@ class RequestParser:
             return
         self._body_bytes += len(part)
         if self._body_bytes > self._limits.body_bytes_max:
-            self._body = bytearray()
+            self._body.clear()
             refusal = self._too_large()
             self._refuse(refusal.status, refusal.message)
         else:
-            self._body += part
+            self._keep(part)
+
+    def _keep(self, part: bytes) -> None:
+        """Add to the body: a million chunks of a byte shall not be a million objects.
+
+        Pieces of one size leave no gaps in memory when many bodies grow side by side.
+        """
+        body = self._body
+        if body and len(body[-1]) + len(part) <= _PIECE_BYTES_MAX:
+            body[-1] += part
+        else:
+            body.append(bytearray(part))
 
     def on_message_complete(self) -> None:
         """Set the request down."""
@@ -272,7 +298,7 @@ class RequestParser:
             path=path,
             query=query,
             headers=self._headers,
-            body=bytes(self._body),
+            body=b"".join(self._body),
             keep_alive=self._keep_alive,
             chunks_allowed=self._version == "1.1",
         )

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import trio
 
-from peer.http.connection import Connection, Handler
+from peer.http.brake import Brake
+from peer.http.connection import Connection, Handler, Phase
 from peer.http.errors import ListenError
 from peer.http.limits import (
     ACCEPT_RETRY_S,
     ACCEPTS_PER_TURN_MAX,
     LISTEN_BACKLOG_COUNT,
     READ_BYTES,
+    SEND_BUFFER_BYTES,
     UNIX_PATH_BYTES_MAX,
     HttpLimits,
 )
@@ -27,6 +29,8 @@ from peer.http.messages import Refusal, encode_head, refusal_body, status_line
 _LOG = logging.getLogger(__name__)
 _SECOND_NS = 1_000_000_000
 _PORT_MAX = 65535
+# In this order: who has had his answer, who asked nothing, who is refused, who is slow.
+_GIVING_WAY = (Phase.LINGERING, Phase.IDLE, Phase.BRAKED, Phase.HEAD, Phase.BODY)
 _UNIX_SOCKET_MODE_BITS = 0o600  # whoever opens it commands the daemon
 
 
@@ -51,11 +55,14 @@ class HttpServer:
         self.loop = loop
         self.handler = handler
         self.limits = limits or HttpLimits()
+        self.brake = Brake()
         self._wall_clock = wall_clock
         self._date_second = -1
         self._date_field = ""
         self._listeners: dict[socket.socket, Path | None] = {}
         self._connections: dict[Connection, None] = {}
+        self._by_phase: dict[Phase, dict[Connection, None]] = {phase: {} for phase in Phase}
+        self._bodies_bytes = 0
         self._draining = False
         self._emptied = trio.Event()
 
@@ -133,17 +140,42 @@ class HttpServer:
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if len(self._connections) >= self.limits.connections_max and not self._evict_idle():
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if len(self._connections) >= self.limits.connections_max and not self._make_room():
             return self._turn_away(sock)
-        self._connections[Connection(self, sock)] = None
+        connection = Connection(self, sock)
+        self._connections[connection] = None
+        self._by_phase[connection.phase][connection] = None
         return None
 
-    def _evict_idle(self) -> bool:
-        """Close the oldest idle connection to make room."""
-        idle = next((each for each in self._connections if each.is_idle), None)
-        if idle is not None:
-            idle.abort()
-        return idle is not None
+    def _make_room(self) -> bool:
+        """Close the connection that waited longest for its client, if any does."""
+        for phase in _GIVING_WAY:
+            oldest = next(iter(self._by_phase[phase]), None)
+            if oldest is not None:
+                oldest.abort()
+                return True
+        return False
+
+    def phase_changed(self, connection: Connection, old: Phase, new: Phase) -> None:
+        """Keep the connections of each phase in the order in which they entered it."""
+        if self._by_phase[old].pop(connection, connection) is None:
+            self._by_phase[new][connection] = None
+
+    def body_grew(self, count_bytes: int) -> None:
+        """Count bodies that are not whole yet; at the turn's end there are not too many."""
+        bound = self.limits.bodies_bytes_max
+        if self._bodies_bytes <= bound < self._bodies_bytes + count_bytes:
+            self.loop.at_turn_end(self._shed_bodies, crashed=lambda: None)
+        self._bodies_bytes += count_bytes
+
+    def _shed_bodies(self) -> None:
+        """Send away whose body takes longest: whoever drips is older than whoever uploads."""
+        slowest = list(self._by_phase[Phase.BODY])
+        for connection in slowest:
+            if self._bodies_bytes <= self.limits.bodies_bytes_max:
+                return
+            connection.give_way()
 
     def _turn_away(self, sock: socket.socket) -> None:
         body = refusal_body(Refusal(503, "too many connections"))
@@ -183,6 +215,7 @@ class HttpServer:
     def connection_closed(self, connection: Connection) -> None:
         """Forget the connection."""
         self._connections.pop(connection, None)
+        self._by_phase[connection.phase].pop(connection, None)
         if self._draining and not self._connections:
             self._emptied.set()
 

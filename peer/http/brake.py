@@ -1,0 +1,27 @@
+"""How fast strangers are answered. A core module: time comes in as an argument.
+
+Whoever has no key costs as much to refuse as a client costs to serve. So refusals have a rate of
+their own: a few come at once, a flood waits for its turn while clients are served.
+"""
+
+from peer.http.limits import BRAKE_BURST_COUNT, BRAKE_PER_S, BRAKE_S_MAX
+
+
+class Brake:
+    """Gives each answer to a stranger its moment, in order."""
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+
+    def wait_s(self, now_s: float) -> float | None:
+        """Return how long the next answer waits; None if that is too long to be worth a place.
+
+        Args:
+            now_s: Monotonic time.
+        """
+        burst_s = BRAKE_BURST_COUNT / BRAKE_PER_S
+        due_s = max(self._next_s, now_s - burst_s)
+        if due_s - now_s > BRAKE_S_MAX:
+            return None
+        self._next_s = due_s + 1 / BRAKE_PER_S
+        return max(0.0, due_s - now_s)
