@@ -1,6 +1,5 @@
 """The wallet and the journal: what is on disk before it leaves, and what a restart knows."""
 
-import dataclasses
 import sqlite3
 from pathlib import Path
 from random import Random
@@ -8,6 +7,7 @@ from random import Random
 import pytest
 import trio
 from gateway_kit import FakeSettlement, Script, chat, key, offer, open_world
+from msgspec import structs
 from trio.testing import MockClock
 
 from p2p import limits
@@ -284,7 +284,7 @@ async def test_restarted_gateway_does_not_pay_what_a_disputed_receipt_asked(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     def dear(receipt):  # type: ignore[no-untyped-def]
-        return dataclasses.replace(receipt, cost_micros=10 * receipt.cost_micros)
+        return structs.replace(receipt, cost_micros=10 * receipt.cost_micros)
 
     network = MemoryNetwork(Random(7), latency_s=0.005)
     async with open_world(tmp_path, network=network) as world:
