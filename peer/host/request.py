@@ -377,10 +377,11 @@ class ServedRequest:
 
     def _end(self, reason: FinishReason) -> None:
         self.phase = Phase.OVER
-        # A failure of ours before the first token costs nothing; a cancel after the start does.
+        # A failure of ours before the first token costs nothing; a cancel after the start does. So
+        # does a link that died: else who drops it has prompts computed for nothing, for ever.
         is_ours = reason in (FinishReason.HOST_ERROR, FinishReason.UNPAID)
         has_answer = self.sent_tokens > 0 if is_ours else self._sent_bytes > 0
-        delivered = has_answer or reason is FinishReason.CANCELLED
+        delivered = has_answer or reason in (FinishReason.CANCELLED, FinishReason.DISCONNECTED)
         usage = self._final_usage() if delivered else Usage()
         customer = self.origin.account.customer
         cost = customer.finish(self.origin.request.request_id, usage, delivered=delivered)

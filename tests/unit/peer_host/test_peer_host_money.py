@@ -340,3 +340,23 @@ async def test_key_of_settlement_renewed_is_fetched_and_then_believed(
         answer = gateway.ask(body(), allowance_id)
         await answer.over.wait()
         assert answer.error is None
+
+
+async def test_link_dropped_in_prefill_again_and_again_is_served_no_more(
+    autojump_clock, tmp_path
+) -> None:
+    async with open_world(tmp_path, spec=FakeSpec(first_token_s=5)) as world:
+        gateway = world.gateway
+        gateway.pays = False
+        prompts_micros = 0
+        while True:
+            answer = gateway.ask(body("word " * 70), gateway.allow())
+            await gateway.wait(lambda: answer.started.is_set() or answer.error)  # noqa: B023
+            if answer.error:
+                break
+            prompts_micros += gateway.account.owed_micros(answer.request.allowance_id)
+            world.network.lose(gateway.host, world.node.peer_id)
+            await gateway.lost.wait()
+            await world.connect(gateway)
+        assert answer.error.code is ErrorCode.UNPAID
+        assert 0 < prompts_micros <= 5 * INCREMENT_MICROS
