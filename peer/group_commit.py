@@ -5,6 +5,10 @@ whatever is in it. So writes gather: each says within what time it wants to be d
 soonest decides when they all go, and commits keep a little distance. A callback given with a write
 runs after its commit; whatever may only happen when the write can't be lost belongs in there.
 
+Records (one per request, under random keys) go apart from the rest, ten times a second: each
+commit writes every page of every index that it touches, so 500 records in one commit cost a
+third of what they cost in thirty (measured), and no voucher has to wait behind them.
+
 WAL mode with ``synchronous=FULL``: what was committed survives a power cut. If the disk refuses,
 writes stay queued and are tried again; ``trouble`` says so meanwhile.
 """
@@ -75,6 +79,9 @@ class GroupCommit:
     trouble: str = ""
     _writes: list[_Write] = field(default_factory=list)
     _callbacks: list[Durable] = field(default_factory=list)
+    _records: list[_Write] = field(default_factory=list)
+    _record_callbacks: list[Durable] = field(default_factory=list)
+    _records_due_s: float = math.inf
     _due_s: float = math.inf
     _not_before_s: float = -math.inf
     _nap: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -104,6 +111,23 @@ class GroupCommit:
             within_s = LAZY_S if durable is None else 0.0
         if within_s < LAZY_S or self._due_s == math.inf:  # else what waits goes sooner anyway
             self.hurry(within_s)
+
+    def put_record(self, statement: str, row: Row, durable: Durable | None = None) -> None:
+        """Queue one write that nobody waits for, and on which no other write relies.
+
+        It is durable within ``LAZY_S``, in its order among records, maybe after later ``put``s.
+
+        Args:
+            statement: What to execute.
+            row: Its parameters.
+            durable: Called when it is on disk.
+        """
+        self._records.append((statement, row))
+        if durable is not None:
+            self._record_callbacks.append(durable)
+        if self._records_due_s == math.inf:
+            self._records_due_s = trio.current_time() + LAZY_S
+            self._nap.deadline = max(min(self._due_s, self._records_due_s), self._not_before_s)
 
     def hurry(self, within_s: float = 0.0) -> None:
         """Commit what waits, if anything does, within this time."""
@@ -137,7 +161,8 @@ class GroupCommit:
         retry_s = RETRY_S_MIN
         while True:
             await self._wait_due()
-            await self.flush()
+            async with self._lock:
+                await self._commit(records=trio.current_time() >= self._records_due_s)
             if self.trouble:
                 await trio.sleep(retry_s)
                 retry_s = min(2 * retry_s, RETRY_S_MAX)
@@ -145,16 +170,20 @@ class GroupCommit:
                 retry_s = RETRY_S_MIN
 
     async def _wait_due(self) -> None:
-        deadline_s = max(self._due_s, self._not_before_s)
+        deadline_s = max(min(self._due_s, self._records_due_s), self._not_before_s)
         with trio.CancelScope(deadline=deadline_s) as self._nap:
             await trio.sleep_forever()
 
-    async def _commit(self) -> None:
+    async def _commit(self, *, records: bool = True) -> None:
         writes, callbacks = self._writes, self._callbacks
+        self._writes, self._callbacks = [], []
         self._due_s = math.inf
+        if records:
+            writes, callbacks = writes + self._records, callbacks + self._record_callbacks
+            self._records, self._record_callbacks = [], []
+            self._records_due_s = math.inf
         if not writes:
             return
-        self._writes, self._callbacks = [], []
         try:
             await self.run_work(lambda: _commit_writes(self.connection, writes))
         except sqlite3.Error as error:

@@ -16,7 +16,7 @@ from p2p.errors import ErrorCode
 from p2p.limits import SECOND_NS
 from p2p.records import Offer
 from p2p.session.events import ErrorInfo, OutgoingRequest
-from p2p.types import ID_BYTES, NO_REQUEST, PeerId, RequestId
+from p2p.types import ID_BYTES, NO_REQUEST, PeerId, RequestId, timed_id
 from peer.gateway import failover, openai_errors
 from peer.gateway import health as healths
 from peer.gateway.answer import SLACK_TOKENS, AnswerReader, Price
@@ -37,6 +37,7 @@ WAITING_COUNT_MAX = 512
 WAIT_NS_MAX = 8 * SECOND_NS  # for a look-up, a link, a quote or an allowance
 FIRST_TOKEN_NS_MAX = 120 * SECOND_NS
 SILENCE_NS_MAX = 60 * SECOND_NS  # between two pieces of an answer
+_CHANCE_BYTES = 10  # of a request id; the rest is its time
 FUND_HOSTS_COUNT_MAX = 3  # asked for at once when nobody can be paid
 
 
@@ -290,8 +291,8 @@ class Running:
     def _outgoing(self, ranked: Ranked) -> OutgoingRequest:
         offer, quote = ranked.candidate.offer, ranked.candidate.quote
         assert quote is not None
-        chance = secrets.token_bytes(2 * ID_BYTES)
-        request_id = RequestId(chance[:ID_BYTES])
+        chance = secrets.token_bytes(_CHANCE_BYTES + ID_BYTES)
+        request_id = RequestId(timed_id(self._dispatcher.clock(), chance[:_CHANCE_BYTES]))
         body = upstream_body(self._call.request, offer.model_id)
         tokens = _output_tokens(self._call, offer)
         bound = bound_micros(quote, body_bytes=len(body), output_tokens=tokens)
@@ -302,7 +303,7 @@ class Running:
             request_id=request_id,
             quote_id=quote.quote_id,
             allowance_id=allowance_id,
-            salt=chance[ID_BYTES:],
+            salt=chance[_CHANCE_BYTES:],
             body=body,
             choices=self._call.request.choices,
             supersedes_request_id=self._superseded,

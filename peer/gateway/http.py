@@ -7,6 +7,8 @@ from urllib.parse import parse_qs, unquote
 
 import msgspec
 
+from p2p.clock import WallClock
+from p2p.types import timed_id
 from peer.gateway import ratelimit, views
 from peer.gateway.calls import KIND_REQUEST, Call
 from peer.gateway.dispatch import Dispatcher
@@ -30,7 +32,7 @@ from peer.group_commit import JournalError
 from peer.http.exchange import Exchange
 from peer.http.messages import HttpRequest
 
-ANSWER_ID_BYTES = 16
+ANSWER_ID_BYTES = 10  # random ones, behind 6 of time
 BUCKETS_COUNT_MAX = 4096
 Spawn = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -79,6 +81,7 @@ class GatewayHandler:
     guard: Guard
     rates: Rates
     now: Callable[[], int]
+    clock: WallClock
     spawn: Spawn
     trouble: Callable[[], str] = lambda: ""
     started_at_s: int = 0
@@ -96,7 +99,8 @@ class GatewayHandler:
 
     def handle(self, request: HttpRequest, exchange: Exchange) -> None:
         """Answer a request now or later."""
-        answer_id = "req_" + secrets.token_hex(ANSWER_ID_BYTES)
+        chance = secrets.token_bytes(ANSWER_ID_BYTES)
+        answer_id = "req_" + timed_id(self.clock(), chance).hex()
         visit = _Visit(request, exchange, answer_id, self.now())
         exchange.is_strangers = True  # until a key says otherwise
         try:

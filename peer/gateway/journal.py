@@ -149,7 +149,7 @@ class Journal(GroupCommit):
         """
         value, digest = batch.value, sha256(batch.envelope)
         for index, (receipt, body) in enumerate(receipts):
-            self.put(sql.PUT_RECEIPT, (receipt.request_id, digest, index, body))
+            self.put_record(sql.PUT_RECEIPT, (receipt.request_id, digest, index, body))
         cost_micros = sum(
             receipt.cost_micros for receipt, _ in receipts if receipt.request_id not in disputed
         )
@@ -163,7 +163,7 @@ class Journal(GroupCommit):
             batch.envelope,
             cosignature,
         )
-        self.put(sql.PUT_BATCH, row, durable)
+        self.put_record(sql.PUT_BATCH, row, durable)
 
     def put_usage(self, entry: UsageEntry) -> None:
         """Keep what one request came to."""
@@ -174,7 +174,7 @@ class Journal(GroupCommit):
             entry.created_at_ns,
             msgspec.json.encode(entry),
         )
-        self.put(sql.PUT_USAGE, row)
+        self.put_record(sql.PUT_USAGE, row)
 
     def mark_posted(self, allowance_id: AllowanceId, posted_micros: int) -> None:
         """Note how much of an allowance settlement has posted."""

@@ -247,6 +247,7 @@ class _Gateway:
             guard=Guard(config.bind_host, frozenset(name.lower() for name in config.names)),
             rates=config.rates,
             now=monotonic_ns,
+            clock=self._clock,
             spawn=spawn,
             trouble=lambda: books.clock_trouble,
             started_at_s=self._clock() // limits.SECOND_NS,

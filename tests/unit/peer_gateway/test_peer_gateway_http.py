@@ -76,6 +76,7 @@ async def open_gateway(
                 guard=Guard("127.0.0.1"),
                 rates=rates,
                 now=monotonic_ns,
+                clock=world.network.wall_clock,
                 spawn=world.nursery.start_soon,
             )
             with contextlib.closing(HttpServer(loop, handler)) as server:

@@ -146,3 +146,48 @@ async def test_end_of_the_block_makes_all_durable(tmp_path, autojump_clock) -> N
     with sqlite3.connect(tmp_path / "words.sqlite") as database:
         assert database.execute(ALL).fetchall() == [("last",)]
     database.close()
+
+
+async def test_records_wait_for_their_own_commit_and_hold_nobody_up(
+    tmp_path, autojump_clock
+) -> None:
+    async with open_words(tmp_path) as (words, disk):
+        start_s = trio.current_time()
+        kept = trio.Event()
+        words.put_record(PUT, ("record",), kept.set)
+        assert await put(words, "urgent") == start_s
+        assert words.connection.execute(ALL).fetchall() == [("urgent",)]
+        await kept.wait()
+        assert trio.current_time() == pytest.approx(start_s + LAZY_S)
+        assert words.connection.execute(ALL).fetchall() == [("urgent",), ("record",)]
+        assert len(disk.used_at_s) == 2
+
+
+async def test_read_and_flush_and_the_end_take_records_along(tmp_path, autojump_clock) -> None:
+    async with open_words(tmp_path) as (words, _):
+        words.put_record(PUT, ("first",))
+        assert await words.read(ALL, ()) == [("first",)]
+        words.put_record(PUT, ("second",))
+        await words.flush()
+        assert words.connection.execute(ALL).fetchall() == [("first",), ("second",)]
+        words.put_record(PUT, ("third",))
+    again = connect(tmp_path / "words.sqlite", create_tables)
+    assert len(again.execute(ALL).fetchall()) == 3
+    again.close()
+
+
+async def test_records_that_the_disk_refused_are_tried_again_before_what_came_later(
+    tmp_path, autojump_clock
+) -> None:
+    async with open_words(tmp_path) as (words, disk):
+        disk.is_full = True
+        kept = trio.Event()
+        words.put_record(PUT, ("record",), kept.set)
+        await trio.sleep(2 * LAZY_S)
+        assert words.trouble
+        disk.is_full = False
+        words.put(PUT, ("later",))
+        await kept.wait()
+        await trio.sleep(2 * RETRY_S_MIN)
+        assert words.connection.execute(ALL).fetchall() == [("record",), ("later",)]
+        assert not words.trouble
