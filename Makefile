@@ -6,7 +6,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help apt apt-bench bench demo test test-all lint lock venv-demo venv-dev clean
+.PHONY: help apt apt-bench bench demo test test-all lint lock venv-demo venv-dev soak-power soak-kill clean
 
 # The first of these that is new enough: the usual name, then the versions that CI runs.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
@@ -15,8 +15,8 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PACKAGES := p2p peer relay settlement tui sparewatt
 PYTEST := $(BIN)/python -m pytest
-# Tests that need more than Python: the CPU engine with its model, Node.js, Debian packages.
-PLAIN := not engine and not node and not apt
+# Tests that need more than Python (the CPU engine with its model, Node.js, Debian packages) or time.
+PLAIN := not engine and not node and not apt and not slow
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
@@ -70,6 +70,15 @@ lock:
 	$(COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	$(COMPILE) requirements/lock.in -o requirements/lock.txt
 	$(COMPILE) --no-deps requirements/model.in -o requirements/model.txt
+
+# Cut the power at every write of journals and ledger; kill -9 processes of a network under load.
+SEED ?=
+KILLS ?= 1000
+soak-power: venv-dev
+	$(BIN)/python tests/power/soak_power.py $(if $(SEED),--seed $(SEED))
+
+soak-kill: venv-dev
+	$(BIN)/python tests/e2e/soak_kill.py --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf .venv .venv-lock build dist *.egg-info

@@ -37,6 +37,7 @@ CLOSE_S_MAX = 5.0
 BUSY_S_MAX = 5.0
 
 Durable = Callable[[], None]
+Opener = Callable[[Path], sqlite3.Connection]
 Parameter = bytes | int | str | None
 Row = tuple[Parameter, ...]
 _Write = tuple[str, Row]
@@ -214,18 +215,28 @@ async def committing(journal: JournalT) -> AsyncIterator[JournalT]:
         journal.connection.close()
 
 
+def open_file(path: Path) -> sqlite3.Connection:
+    """Open or make a SQLite file; every statement commits unless a transaction is open."""
+    return sqlite3.connect(path, timeout=BUSY_S_MAX, isolation_level=None, check_same_thread=False)
+
+
 def connect(
-    path: Path, create_tables: Callable[[sqlite_utils.Database], None]
+    path: Path,
+    create_tables: Callable[[sqlite_utils.Database], None],
+    opened: Opener = open_file,
 ) -> sqlite3.Connection:
     """Open a journal's database, making it, for its owner alone, if need be.
+
+    Args:
+        path: The file.
+        create_tables: Makes those that are missing.
+        opened: Opens the file; a test's may record what is written to it.
 
     Raises:
         sqlite3.Error: If the file is damaged or locked.
         OSError: If it can't be made.
     """
-    connection = sqlite3.connect(
-        path, timeout=BUSY_S_MAX, isolation_level=None, check_same_thread=False
-    )
+    connection = opened(path)
     path.chmod(0o600)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")

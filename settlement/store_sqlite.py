@@ -8,7 +8,7 @@ import contextlib
 import queue
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,13 @@ from settlement.store import (
 
 BUSY_WAIT_S = 5
 READERS_MAX = 8
+
+Opener = Callable[[Path], sqlite3.Connection]
+
+
+def open_file(path: Path) -> sqlite3.Connection:
+    """Open or make a SQLite file; every statement commits unless a transaction is open."""
+    return sqlite3.connect(path, timeout=BUSY_WAIT_S, isolation_level=None, check_same_thread=False)
 
 
 class SqliteWriting(SqliteReading):
@@ -204,17 +211,22 @@ class SqliteWriting(SqliteReading):
 class SqliteStore:
     """Settlement's database file. Use as a context manager, or close it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, opened: Opener = open_file) -> None:
         """Open the file, making it and its tables if need be.
+
+        Args:
+            path: The file.
+            opened: Opens it; a test's may record what is written to it.
 
         Raises:
             DataDirectoryError: If it cannot be opened, or is of a newer version.
         """
         self._path = path
+        self._open = opened
         self._lock = threading.Lock()
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue(READERS_MAX)
         try:
-            self._writer = self._opened()
+            self._writer = self._open(path)
         except sqlite3.Error as error:
             raise DataDirectoryError(f"cannot open the database {path}: {error}") from error
         try:
@@ -222,11 +234,6 @@ class SqliteStore:
         except (sqlite3.Error, DataDirectoryError) as error:
             self._writer.close()
             raise DataDirectoryError(f"cannot open the database {path}: {error}") from error
-
-    def _opened(self) -> sqlite3.Connection:
-        return sqlite3.connect(
-            self._path, timeout=BUSY_WAIT_S, isolation_level=None, check_same_thread=False
-        )
 
     def _prepare(self) -> None:
         self._writer.execute("PRAGMA journal_mode = WAL")
@@ -255,7 +262,7 @@ class SqliteStore:
     def _take_reader(self) -> sqlite3.Connection:
         with contextlib.suppress(queue.Empty):
             return self._readers.get_nowait()
-        return self._opened()
+        return self._open(self._path)
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
         try:

@@ -79,6 +79,7 @@ class VerifyReport:
 def verify(
     data_dir: Path,
     *,
+    name: str = DATABASE_NAME,
     clock: WallClock = system_clock,
     progress: Progress = lambda check, done, total: None,
 ) -> VerifyReport:
@@ -86,6 +87,7 @@ def verify(
 
     Args:
         data_dir: Settlement's data directory.
+        name: Of the database in it: a copy may be checked in its place.
         clock: Wall clock; an allowance may be void by time.
         progress: Called with how many of how many rows a check has done, now and then.
 
@@ -94,7 +96,7 @@ def verify(
     """
     keys = load_network(data_dir)
     verifier = _Verifier(keys, clock(), progress)
-    with contextlib.closing(open_for_audit(data_dir / DATABASE_NAME)) as connection:
+    with contextlib.closing(open_for_audit(data_dir / name)) as connection:
         reading = AuditReading(connection, verifier.unreadable)
         try:
             verifier.run(reading)

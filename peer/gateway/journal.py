@@ -21,11 +21,13 @@ from peer.gateway import journal_schema as sql
 from peer.group_commit import (
     Durable,
     GroupCommit,
+    Opener,
     Parameter,
     Row,
     Runner,
     committing,
     connect,
+    open_file,
     run_in_thread,
 )
 
@@ -244,18 +246,21 @@ class Journal(GroupCommit):
 
 
 @contextlib.asynccontextmanager
-async def open_journal(path: Path, *, run_work: Runner = run_in_thread) -> AsyncIterator[Journal]:
+async def open_journal(
+    path: Path, *, run_work: Runner = run_in_thread, opened: Opener = open_file
+) -> AsyncIterator[Journal]:
     """Open the journal, making it if need be; what was put is durable when the block ends.
 
     Args:
         path: The SQLite file.
         run_work: Where the disk is waited for.
+        opened: Opens the file.
 
     Raises:
         DataDirectoryError: If the file is damaged, locked or not writable.
     """
     try:
-        connection = await run_work(lambda: connect(path, sql.create_tables))
+        connection = await run_work(lambda: connect(path, sql.create_tables, opened))
     except (sqlite3.Error, OSError) as error:
         raise DataDirectoryError(
             f"can't open the journal {path}: {error}. If it is damaged, move it away: hosts send "
