@@ -80,6 +80,14 @@ CONNECTIONS_MAX = 8192  # about 50 KiB each
 CONNECTIONS_PER_PEER_MAX = 4
 CONNECTIONS_PER_IP_MAX = 1024  # many gateways may share one address
 STREAMS_PER_PEER_MAX = 128  # opened by the peer: sessions, requests, DHT calls
+STREAMS_PER_PEER_BURST = 512  # opened by the peer at once; each costs milliseconds to negotiate
+STREAMS_PER_PEER_PER_S = 100  # after the burst
+STREAMS_REFUSED_MAX = 256  # per connection; then it is closed
+PROTOCOL_LINE_BYTES_MAX = 1024  # of multistream-select, before anybody is known; names have 140
+CONNECTION_BUFFER_BYTES_MAX = 24 * 1024 * 1024  # unread, all streams: a relay's 64 circuits
+NODE_BUFFER_BYTES_MAX = 256 * 1024 * 1024  # unread, all connections; then the greedy ones go
+HANDSHAKES_PER_IP_BURST = 256  # a whole network on one machine, or many behind one address
+HANDSHAKES_PER_IP_PER_S = 32  # after the burst; each costs 10 ms
 HALF_OPEN_MAX = 256  # handshakes under way; beyond it the oldest gives way
 HALF_OPEN_PER_IP_MAX = 64
 HANDSHAKE_NS_MAX = 5 * SECOND_NS
@@ -103,6 +111,8 @@ assert DEAD_BUSY_NS < WRITE_STALL_NS < DEAD_IDLE_NS
 assert PING_IDLE_NS < DEAD_IDLE_NS
 assert DIAL_NS_MAX < CONNECT_NS_MAX < LOOKUP_NS_MAX
 assert HALF_OPEN_PER_IP_MAX <= HALF_OPEN_MAX
+assert STREAMS_PER_PEER_MAX <= STREAMS_PER_PEER_BURST
+assert CONNECTION_BUFFER_BYTES_MAX < NODE_BUFFER_BYTES_MAX
 assert VOUCHER_IDLE_NS * 4 <= STRANGER_UNPAID_ABORT_NS < UNPAID_ABORT_NS
 assert PING_BUSY_NS < SUSPECT_BUSY_NS < DEAD_BUSY_NS < RESUME_NS_MAX
 assert ACK_ASIDE_BYTES < ACK_BYTES < STRANGER_RETAINED_BYTES_MAX < RETAINED_BYTES_MAX

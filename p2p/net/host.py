@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import psutil
+import trio
 from libp2p import new_swarm
 from libp2p.abc import INetStream
 from libp2p.crypto.ed25519 import create_new_key_pair
@@ -27,6 +28,7 @@ from p2p.errors import AddressInUseError, SparewattError
 from p2p.net.admission import Admission
 from p2p.net.config import NodeConfig
 from p2p.net.patches import NodeYamux
+from p2p.net.quota import Quota
 from p2p.net.streams import STREAM_ERRORS, end_stream, peer_of
 
 LOG = logging.getLogger(__name__)
@@ -43,6 +45,9 @@ class NodeHost(BasicHost):
         self._node_config = config
         self._circuit_addresses = circuit_addresses
         self._open_streams: Counter[str] = Counter()
+        self._new_streams = Quota(
+            burst_count=limits.STREAMS_PER_PEER_BURST, per_s=limits.STREAMS_PER_PEER_PER_S
+        )
         super().__init__(
             network=swarm,
             negotiate_timeout=_NEGOTIATE_S,
@@ -65,9 +70,10 @@ class NodeHost(BasicHost):
 
     async def _swarm_stream_handler(self, net_stream: INetStream) -> None:
         peer = peer_of(net_stream)
-        if self._open_streams[peer] >= limits.STREAMS_PER_PEER_MAX:
-            LOG.debug("%s opened more streams than allowed", peer)
-            await end_stream(net_stream, graceful=False)
+        if self._open_streams[peer] >= limits.STREAMS_PER_PEER_MAX or not self._new_streams.take(
+            peer, trio.current_time()
+        ):
+            await self._refuse_stream(net_stream)
             return
         self._open_streams[peer] += 1
         try:
@@ -82,6 +88,18 @@ class NodeHost(BasicHost):
             self._open_streams[peer] -= 1
             if not self._open_streams[peer]:
                 del self._open_streams[peer]
+
+    async def _refuse_stream(self, net_stream: INetStream) -> None:
+        """Reset a stream too many; who goes on opening them loses the connection."""
+        muxed = net_stream.muxed_conn
+        LOG.debug("%s opened more streams than allowed", muxed.peer_id)
+        if isinstance(muxed, NodeYamux):
+            muxed.refused_count += 1
+            if muxed.refused_count > limits.STREAMS_REFUSED_MAX:
+                LOG.info("%s opens streams without end: connection dropped", muxed.peer_id)
+                await muxed.abort()
+                return
+        await end_stream(net_stream, graceful=False)
 
 
 def make_host(config: NodeConfig, circuit_addresses: Sequence[str]) -> NodeHost:

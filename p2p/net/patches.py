@@ -11,11 +11,14 @@ moves one of these names fails at once and says which.
 4. Yamux pings, but a missing answer changes nothing. Our subclass lets the node ping and abort.
 5. A reader that waits while its own side resets the stream is never woken. Our subclass wakes it.
 6. An exception in the muxer's task ends the whole node. Our subclass ends the connection only.
-7. A peer may send beyond its window and so fill our memory. Our subclass closes the stream.
+7. A peer may send beyond its window and so fill our memory. Our subclass closes the stream, and
+   the connection if one frame announces more than a window or all streams hold too much.
 8. The receiving task waits for room to write its answers; two such tasks wait for each other.
 9. ``swarm_connection`` logs through the root logger, which installs a handler on stderr.
 10. A DHT call gives up by cancelling stream I/O, which corrupts the connection for everybody. The
    limit goes up beyond the time in which a dead connection is noticed and closed anyway.
+11. Who negotiates a protocol, before any proof of who he is, may announce a line of 4 GiB and have
+   it gathered. We take lines as long as a protocol's name.
 """
 
 import logging
@@ -31,16 +34,22 @@ import libp2p.kad_dht.provider_store
 import libp2p.kad_dht.value_store
 import libp2p.network.connection.swarm_connection
 import libp2p.network.swarm
+import libp2p.protocol_muxer.multiselect_communicator
 import libp2p.stream_muxer.muxer_multistream
 import trio
 from libp2p.abc import ISecureConn
 from libp2p.custom_types import TProtocol
+from libp2p.exceptions import ParseError
+from libp2p.io.abc import Reader
 from libp2p.io.exceptions import IOException
+from libp2p.io.utils import read_exactly
 from libp2p.network.connection.exceptions import RawConnError
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedConnError, MuxedStreamEOF, MuxedStreamReset
 from libp2p.stream_muxer.yamux import yamux
+from libp2p.utils.varint import decode_uvarint_from_stream
 
+from p2p import limits
 from p2p.errors import LocalProtocolError, RemoteProtocolError
 
 LOG = logging.getLogger(__name__)
@@ -72,21 +81,111 @@ async def _send_window_update_when_due(self: yamux.YamuxStream, *, bytes_read: i
     await self.send_window_update(count_bytes, skip_lock=True)
 
 
+async def _read_protocol_line(reader: Reader) -> bytes:
+    """Return one line of multistream-select, without its end.
+
+    Raises:
+        ParseError: If it is none, or longer than any protocol's name.
+    """
+    size = await decode_uvarint_from_stream(reader)
+    if not 0 < size <= limits.PROTOCOL_LINE_BYTES_MAX:
+        raise ParseError(f"a protocol's name of {size} bytes")
+    line = await read_exactly(reader, size)
+    if line[-1:] != b"\n" or not line.isascii():
+        raise ParseError("no line of multistream-select")
+    return line[:-1]
+
+
 class _Buffer(bytearray):
     """Bytes of a stream that nobody has read yet; more than we granted is an error."""
 
+    def __init__(self, all_of_it: "_Buffers", data: bytes | bytearray) -> None:
+        super().__init__(data)
+        self._all: _Buffers | None = all_of_it
+        all_of_it.count(len(self))
+
+    def leave(self) -> None:
+        """Count no longer: the stream is over, though somebody may still read what it holds."""
+        if self._all is not None:
+            self._all.count(-len(self))
+            self._all = None
+
     def extend(self, data: Iterable[SupportsIndex]) -> None:
+        """Add what came.
+
+        Raises:
+            RemoteProtocolError: If the peer was granted less, or its connection holds too much.
+        """
+        before_bytes = len(self)
         super().extend(data)
-        if len(self) > BUFFER_BYTES_MAX:
+        if self._all is None:
+            return
+        self._all.count(len(self) - before_bytes)
+        if len(self) > BUFFER_BYTES_MAX or self._all.is_too_much:
             self.clear()
             raise RemoteProtocolError("a peer sends more than its window")
 
+    def clear(self) -> None:
+        """Forget everything."""
+        if self._all is not None:
+            self._all.count(-len(self))
+        super().clear()
+
+    def __delitem__(self, where: SupportsIndex | slice) -> None:
+        before_bytes = len(self)
+        super().__delitem__(where)
+        if self._all is not None:
+            self._all.count(len(self) - before_bytes)
+
 
 class _Buffers(dict[int, bytearray]):
-    """The buffers of a connection's streams, each of them bounded."""
+    """The buffers of a connection's streams: each is bounded, and so are all of them together.
+
+    Attributes:
+        process_bytes: What the streams of all connections hold.
+    """
+
+    process_bytes = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bytes = 0
+
+    @property
+    def is_too_much(self) -> bool:
+        """Whether this connection holds too much, or its part of too much."""
+        return self._bytes > limits.CONNECTION_BUFFER_BYTES_MAX or (
+            _Buffers.process_bytes > limits.NODE_BUFFER_BYTES_MAX and self._bytes > BUFFER_BYTES_MAX
+        )
+
+    def count(self, more_bytes: int) -> None:
+        """Note that a buffer grew, or shrank (negative)."""
+        self._bytes += more_bytes
+        _Buffers.process_bytes += more_bytes
 
     def __setitem__(self, stream_id: int, buffer: bytearray) -> None:
-        super().__setitem__(stream_id, _Buffer(buffer))
+        self._forget(stream_id)
+        super().__setitem__(stream_id, _Buffer(self, buffer))
+
+    def __delitem__(self, stream_id: int) -> None:
+        self._forget(stream_id)
+        super().__delitem__(stream_id)
+
+    def pop(self, stream_id: int, default: object = None) -> object:  # type: ignore[override]
+        """Take a buffer out; what it held is no longer counted."""
+        self._forget(stream_id)
+        return super().pop(stream_id, default)
+
+    def clear(self) -> None:
+        """Forget all buffers."""
+        for stream_id in self:
+            self._forget(stream_id)
+        super().clear()
+
+    def _forget(self, stream_id: int) -> None:
+        known = self.get(stream_id)
+        if isinstance(known, _Buffer):
+            known.leave()
 
 
 class NodeYamux(yamux.Yamux):
@@ -102,6 +201,7 @@ class NodeYamux(yamux.Yamux):
         super().__init__(secured_conn, peer_id, is_initiator=is_initiator, on_close=on_close)
         self.stream_buffers = _Buffers()
         self._answers_count = 0
+        self.refused_count = 0  # streams that the peer opened beyond its bounds
 
     async def start(self) -> None:
         """Run until the connection ends."""
@@ -119,6 +219,18 @@ class NodeYamux(yamux.Yamux):
             if stream_id not in self.streams:
                 self.stream_events.pop(stream_id, None)
             raise
+
+    async def _read_data_body(self, length: int) -> bytes:
+        """Read a frame's body, which is within any window that we grant.
+
+        Raises:
+            TooSlowError: If it is announced to be longer; of all errors, the stock method ends the
+                connection for this one alone.
+        """
+        if length > yamux.DEFAULT_WINDOW_SIZE:
+            LOG.info("%s announces a frame of %d bytes", self.peer_id, length)
+            raise trio.TooSlowError
+        return await super()._read_data_body(length)
 
     async def ping(self, *, wait_s: float) -> bool:
         """Return whether the peer answered a ping within ``wait_s`` seconds.
@@ -190,6 +302,11 @@ CURES: tuple[tuple[object, str, object], ...] = (
     *((module, "PROTOCOL_ID", KAD_PROTOCOL) for module in KAD_MODULES),
     *((module, "QUERY_TIMEOUT", DHT_CALL_S_MAX) for module in KAD_MODULES[:-1]),
     (libp2p.network.swarm, "_HAPPY_EYEBALLS_DELAY", 0.0),
+    (
+        libp2p.protocol_muxer.multiselect_communicator,
+        "read_delim",
+        _read_protocol_line,
+    ),
     (yamux.YamuxStream, "_auto_tune_and_send_window_update", _send_window_update_when_due),
     (libp2p.stream_muxer.muxer_multistream, "Yamux", NodeYamux),
     (
