@@ -6,7 +6,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help apt apt-bench bench demo test test-all lint lock venv-demo venv-dev soak-power soak-kill clean
+.PHONY: help apt apt-bench apt-node bench fuzz soak-fuzz demo test test-all lint lock venv-demo venv-dev soak-power soak-kill clean
 
 # The first of these that is new enough: the usual name, then the versions that CI runs.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
@@ -38,9 +38,31 @@ apt:
 	@command -v tmux >/dev/null || { echo "Installing tmux (Debian package, as root)"; \
 		apt-get update -qq && apt-get install -y -qq tmux >/dev/null; }
 
-test-all: venv-dev apt
+# The interop tests are Node.js, 20 or newer, with what the lock file names from npm.
+apt-node:
+	@command -v npm >/dev/null || { echo "Installing Node.js (Debian packages, as root)"; \
+		apt-get update -qq && apt-get install -y -qq nodejs npm >/dev/null; }
+	@node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' || \
+		{ echo "The interop tests need Node.js 20 or newer; this is $$(node --version)"; exit 1; }
+
+tests/interop/node_modules: tests/interop/package-lock.json | apt-node
+	npm ci --prefix tests/interop --ignore-scripts --no-audit --no-fund --loglevel error
+	@touch $@
+
+test-all: venv-dev apt tests/interop/node_modules
 	HYPOTHESIS_PROFILE=ci $(PYTEST) --junitxml=build/test-all.xml
 	@$(BIN)/python .ci/no_skips.py build/test-all.xml
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=4
+
+# Each decoder for so long, two at a time. Linux on x86-64 only.
+FUZZ_SECONDS ?= 30
+fuzz: venv-dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--require-hashes --only-binary :all: -r requirements/fuzz.txt
+	$(BIN)/python tests/fuzz/fuzz_all.py $(FUZZ_SECONDS)
+
+soak-fuzz:
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600
 
 # One path is compared with nginx and vllm-router; what can't be had is left out, and said.
 apt-bench:
@@ -70,6 +92,7 @@ lock:
 	$(COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	$(COMPILE) requirements/lock.in -o requirements/lock.txt
 	$(COMPILE) --no-deps requirements/model.in -o requirements/model.txt
+	$(COMPILE) requirements/fuzz.in -o requirements/fuzz.txt
 
 # Cut the power at every write of journals and ledger; kill -9 processes of a network under load.
 SEED ?=
@@ -81,4 +104,4 @@ soak-kill: venv-dev
 	$(BIN)/python tests/e2e/soak_kill.py --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 clean:
-	rm -rf .venv .venv-lock build dist *.egg-info
+	rm -rf .venv .venv-lock build dist *.egg-info tests/interop/node_modules

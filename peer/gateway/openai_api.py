@@ -132,10 +132,9 @@ def parse_chat(body: bytes) -> ChatRequest:
         BadRequestError: If it is no JSON object, or a field is missing, of the wrong type or
             outside its range; carries the answer with the field's path.
     """
-    chat = _decode(body)
+    chat, fields = _decode(body)
     wished, sort = _split_suffix(chat.model)
     models = tuple(dict.fromkeys((wished, *(chat.models or ()))))
-    fields = _FIELDS_DECODER.decode(body)
     for name in _OURS.intersection(fields):
         del fields[name]
     output_tokens_max = chat.max_completion_tokens or chat.max_tokens
@@ -165,9 +164,11 @@ def upstream_body(request: ChatRequest, model_id: str) -> bytes:
     return _ENCODER.encode(fields)
 
 
-def _decode(body: bytes) -> _Chat:
+def _decode(body: bytes) -> tuple[_Chat, dict[str, msgspec.Raw]]:
+    """Return the fields that we know, and all of them as they came."""
     try:
-        return _CHAT_DECODER.decode(body)
+        body.decode()  # the decoders don't look at what they skip, but a host's would
+        return _CHAT_DECODER.decode(body), _FIELDS_DECODER.decode(body)
     except msgspec.ValidationError as error:
         raise BadRequestError(_explain(str(error))) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
