@@ -63,7 +63,7 @@ def one_line(run: int, target: str, case: Case, sample: Sample) -> str:
     """Return what a run said, for whoever waits."""
     times = sample.relay_us if case.scenario.is_stream else sample.latency_us
     cpu = _per_request(sample) if not case.scenario.is_stream else _per_token(sample)
-    quiet = "" if sample.is_quiet else f"  DROPPED: others used {sample.other_cores:.2f} cores"
+    quiet = "" if sample.is_quiet else f"  DISTURBED: others used {sample.other_cores:.2f} cores"
     errors = f"  ERRORS {sample.errors} {sample.examples}" if sample.errors else ""
     return (
         f"run {run} {case!s:<8} {target:<11} {sample.requests / sample.window_s:8,.0f} req/s "
