@@ -61,7 +61,15 @@ class Bench:
     done: int = 0
 
     def run(self) -> list[Row]:
-        """Measure all cases through all targets and return the figures."""
+        """Measure all cases through all targets and return the figures.
+
+        SIGTERM and Ctrl-C end it early, with the figures of what was measured.
+        """
+        with contextlib.suppress(KeyboardInterrupt):
+            self._measure_all()
+        return self.rows()
+
+    def _measure_all(self) -> None:
         for hosts_count in sorted({case.hosts_count for case in self.options.cases}):
             cases = [case for case in self.options.cases if case.hosts_count == hosts_count]
             with contextlib.ExitStack() as stack:
@@ -71,7 +79,6 @@ class Bench:
                     for case in cases:
                         for target in started:
                             self._measure(run, case, target)
-        return self.rows()
 
     def _started(
         self, stack: contextlib.ExitStack, engine: tuple[str, int], hosts_count: int
@@ -249,7 +256,7 @@ def _read_options(arguments: Sequence[str]) -> Options:
 def main() -> None:
     """Read the command line, measure, print the table, write JSON."""
     options = _read_options(sys.argv[1:])
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that all that was started ends
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # all that was started must end
     bench = Bench(options)
     made = Report(
         machine=_machine(), is_quick=options.is_quick, notes=bench.notes, rows=bench.run()
