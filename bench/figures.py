@@ -63,6 +63,7 @@ class Sample(msgspec.Struct, kw_only=True):
         reconnects: Connections that were not kept alive.
         load_cores: How busy the load itself was; near 1.0 it was the limit.
         other_cores: What anything else on the machine used.
+        disturbers: Which others used most, in cores, as far as they still live.
         cpu_s: Used in the window by each watched group of processes.
         rss_kib: Of each group, at the window's end.
         traffic: Between gateway and hosts, from before the run to its end; empty for others.
@@ -81,6 +82,7 @@ class Sample(msgspec.Struct, kw_only=True):
     reconnects: int
     load_cores: float
     other_cores: float
+    disturbers: dict[str, float]
     cpu_s: dict[str, float]
     rss_kib: dict[str, int]
     traffic: dict[str, int] = {}

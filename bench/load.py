@@ -26,6 +26,7 @@ from bench.figures import Sample, histogram
 _TOKEN = re.compile(rb"~(\d{6,20})~")
 PROMPT_BYTES = 200
 RECONNECT_S = 0.05
+DISTURBERS_COUNT = 3
 
 
 class Order(msgspec.Struct, kw_only=True):
@@ -252,6 +253,7 @@ class Load:
             self.loop.call_later(start_s, self.connect)
         await asyncio.sleep(order.warmup_s)
         watched = {group: usage.family(pids) for group, pids in order.watched.items()}
+        everyone = usage.all_cpu_s()
         before, own = self._cpu_s(watched), time.process_time()
         busy_s, opened_s = usage.machine_busy_s(), time.monotonic()
         seen.is_open = True
@@ -261,6 +263,7 @@ class Load:
         after, own_s = self._cpu_s(watched), time.process_time() - own
         busy_s = usage.machine_busy_s() - busy_s
         cpu_s = {group: after[group] - before[group] for group in watched}
+        disturbers = _disturbers(everyone, set().union(*watched.values()))
         others_s = max(0.0, busy_s - own_s - sum(cpu_s.values()))
         rss_kib = {group: usage.rss_kib(pids) for group, pids in watched.items()}
         self.is_stopping = True
@@ -280,12 +283,21 @@ class Load:
             reconnects=seen.reconnects,
             load_cores=own_s / window_s,
             other_cores=others_s / window_s,
+            disturbers={name: s / window_s for name, s in disturbers.items()},
             cpu_s=cpu_s,
             rss_kib=rss_kib,
         )
 
     def _cpu_s(self, watched: dict[str, set[int]]) -> dict[str, float]:
         return {group: usage.cpu_s(pids) for group, pids in watched.items()}
+
+
+def _disturbers(before: dict[int, float], watched: set[int]) -> dict[str, float]:
+    """Return who else used most CPU seconds since, dearest first."""
+    ours = {*watched, os.getpid()}
+    used = {pid: s - before.get(pid, 0.0) for pid, s in usage.all_cpu_s().items()}
+    worst = sorted(used.keys() - ours, key=lambda pid: -used[pid])[:DISTURBERS_COUNT]
+    return {usage.name(pid): used[pid] for pid in worst if used[pid] > 0}
 
 
 async def _run(order: Order) -> Sample:

@@ -63,13 +63,18 @@ def one_line(run: int, target: str, case: Case, sample: Sample) -> str:
     """Return what a run said, for whoever waits."""
     times = sample.relay_us if case.scenario.is_stream else sample.latency_us
     cpu = _per_request(sample) if not case.scenario.is_stream else _per_token(sample)
-    quiet = "" if sample.is_quiet else f"  DISTURBED: others used {sample.other_cores:.2f} cores"
+    quiet = "" if sample.is_quiet else f"  DISTURBED: {_disturbance(sample)}"
     errors = f"  ERRORS {sample.errors} {sample.examples}" if sample.errors else ""
     return (
         f"run {run} {case!s:<8} {target:<11} {sample.requests / sample.window_s:8,.0f} req/s "
         f"{sample.tokens / sample.window_s:9,.0f} tok/s  "
         f"{'relay' if case.scenario.is_stream else 'latency'} {_ms(times)} ms  {cpu}{quiet}{errors}"
     )
+
+
+def _disturbance(sample: Sample) -> str:
+    worst = ", ".join(f"{cores:.2f} {name}" for name, cores in sample.disturbers.items())
+    return f"others used {sample.other_cores:.2f} cores ({worst})"
 
 
 def _per_request(sample: Sample) -> str:

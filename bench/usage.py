@@ -7,6 +7,7 @@ from pathlib import Path
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PROC = Path("/proc")
+_NAME_LENGTH_MAX = 80
 
 
 def family(pids: Iterable[int]) -> set[int]:
@@ -33,6 +34,20 @@ def cpu_s(pids: Iterable[int]) -> float:
             fields = _stat(pid)
             ticks += int(fields[11]) + int(fields[12])
     return ticks / _TICKS_PER_S
+
+
+def all_cpu_s() -> dict[int, float]:
+    """Return the CPU seconds of every process of the machine."""
+    pids = [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
+    return {pid: cpu_s([pid]) for pid in pids}
+
+
+def name(pid: int) -> str:
+    """Return what a process is, in few words; empty if it has ended."""
+    with contextlib.suppress(OSError):
+        words = (_PROC / str(pid) / "cmdline").read_text().split("\0")
+        return " ".join(words)[:_NAME_LENGTH_MAX] or _stat_name(pid)
+    return ""
 
 
 def machine_busy_s() -> float:
@@ -64,6 +79,10 @@ def _threads(pid: int) -> Iterator[int]:
     with contextlib.suppress(OSError):
         for entry in (_PROC / str(pid) / "task").iterdir():
             yield int(entry.name)
+
+
+def _stat_name(pid: int) -> str:
+    return (_PROC / str(pid) / "comm").read_text().strip()
 
 
 def _stat(pid: int) -> list[str]:

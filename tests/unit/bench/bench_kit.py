@@ -16,6 +16,7 @@ def sample(**changes: object) -> Sample:
         "reconnects": 0,
         "load_cores": 0.2,
         "other_cores": 0.1,
+        "disturbers": {},
         "cpu_s": {"gateway": 0.4, "host": 0.6},
     }
     fields |= changes
