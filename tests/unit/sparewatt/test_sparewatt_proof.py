@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 
+import msgspec
 import pytest
 
 from p2p.receipts.chain import encode_receipt, head_after
@@ -114,12 +115,12 @@ def test_bill_that_is_right_holds():
 
 
 def test_bill_at_a_minimum_price_expects_the_minimum():
-    tiny = dataclasses.replace(RECEIPT, prompt_tokens=1, cached_tokens=0, completion_tokens=0)
+    tiny = msgspec.structs.replace(RECEIPT, prompt_tokens=1, cached_tokens=0, completion_tokens=0)
     assert check(make_bill(tiny)).expected_micros == PRICES.minimum_micros
 
 
 def test_bill_of_a_host_that_asks_too_much_does_not_hold():
-    checked = check(make_bill(dataclasses.replace(RECEIPT, cost_micros=11)))
+    checked = check(make_bill(msgspec.structs.replace(RECEIPT, cost_micros=11)))
     assert checked.host_signed
     assert checked.gateway_signed
     assert not checked.holds
@@ -140,14 +141,14 @@ def test_bill_that_the_gateway_marked_different_is_not_agreed():
 
 
 def test_bill_with_a_cosignature_of_another_batch_is_not_agreed():
-    bill, other = make_bill(), make_bill(dataclasses.replace(RECEIPT, cost_micros=12))
+    bill, other = make_bill(), make_bill(msgspec.structs.replace(RECEIPT, cost_micros=12))
     assert not check(dataclasses.replace(bill, cosignature=other.cosignature)).gateway_signed
 
 
 @pytest.mark.parametrize(
     ("bill", "said"),
     [
-        (make_bill(named=dataclasses.replace(RECEIPT, cost_micros=9)), "does not name"),
+        (make_bill(named=msgspec.structs.replace(RECEIPT, cost_micros=9)), "does not name"),
         (make_bill(allowance_id=AllowanceId(bytes(16))), "another allowance"),
         (dataclasses.replace(make_bill(), receipt=b"\xff"), "Receipt"),
         (dataclasses.replace(make_bill(), batch=make_bill().voucher), "receipts"),
