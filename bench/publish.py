@@ -27,11 +27,14 @@ def section(made: Report) -> str:
     """Return what stands between the marks."""
     where = ", ".join(f"{name} {value}" for name, value in made.machine.items())
     kind = "One short run a case" if made.is_quick else "Medians"
-    notes = "".join(f"\n- {note}" for note in made.notes)
-    return (
-        f"{kind} on {where}.\n\n{report.goals_table(made.rows)}\n\n"
-        f"{report.table(made.rows)}{notes and chr(10) + notes}"
-    )
+    parts = [
+        f"{kind} on {where}.",
+        report.goals_table(made.rows),
+        report.table(made.rows),
+        *report.spread_sentences(made.rows),
+        "\n".join(f"- {note}" for note in made.notes),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def main() -> None:

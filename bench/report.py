@@ -10,7 +10,7 @@ import msgspec
 
 from bench.cases import Case
 from bench.figures import Row, Sample, Times, quantile_ms
-from bench.goals import COMPARED, verdicts
+from bench.goals import COMPARED, OURS, verdicts
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -120,6 +120,29 @@ def goals_table(rows: Sequence[Row]) -> str:
         bound = f"{'≥' if goal.is_floor else '≤'} {_number(goal.scale * goal.bound)}"
         lines.append(_line([goal.case, goal.words, bound, *shown, *others]))
     return "\n".join(lines)
+
+
+def spread_sentences(rows: Sequence[Row]) -> list[str]:
+    """Return what it costs that the same streams are spread over several hosts."""
+    ours = {row.case: row for row in rows if row.target == OURS}
+    said = []
+    for case, wide in ours.items():
+        narrow = ours.get(case.partition("x")[0])
+        if "x" in case and narrow is not None:
+            said.append(_spread_sentence(narrow, wide))
+    return said
+
+
+def _spread_sentence(narrow: Row, wide: Row) -> str:
+    frames = [row.frames_per_write["from_host"] for row in (wide, narrow)]
+    gateway = [row.cpu_s_per_1m_tokens["gateway"] for row in (wide, narrow)]
+    host = [row.cpu_s_per_1m_tokens["host"] for row in (wide, narrow)]
+    return (
+        f"{wide.case} beside {narrow.case}, the same streams over several hosts: "
+        f"{frames[0]:.1f} frames travel in a write of a host, not {frames[1]:.1f}; "
+        f"a million tokens cost the gateway {gateway[0]:.1f} CPU seconds, not {gateway[1]:.1f}, "
+        f"and all hosts together {host[0]:.1f}, not {host[1]:.1f}."
+    )
 
 
 def table(rows: Sequence[Row]) -> str:

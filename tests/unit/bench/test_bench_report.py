@@ -76,6 +76,19 @@ def test_report_survives_its_file_and_a_later_case_replaces_its_own_rows_only(
     assert merged.rows[1].tokens_per_s == 3.5
 
 
+def test_spread_over_hosts_is_put_into_words_beside_the_same_streams_on_one() -> None:
+    one = {"frames_in": 240, "batches_in": 10, "frames_out": 1, "writes": 1}
+    four = {"frames_in": 60, "batches_in": 10, "frames_out": 1, "writes": 1}
+    rows = [
+        row("S2:200", made=sample(traffic=one)),
+        row("S2:200x4", made=sample(traffic=four, cpu_s={"gateway": 0.8, "host": 1.0})),
+    ]
+    (said,) = report.spread_sentences(rows)
+    assert "6.0 frames travel in a write of a host, not 24.0" in said
+    assert "gateway 40.0 CPU seconds, not 20.0" in said
+    assert report.spread_sentences(rows[1:]) == []
+
+
 def test_published_page_keeps_all_but_what_stands_between_the_marks() -> None:
     page = f"# Top\n{publish.BEGIN}\nold\n{publish.END}\n## Settlement\n"
     once = publish.renewed(page, made_report(row("S1:16")))
