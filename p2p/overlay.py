@@ -117,9 +117,20 @@ class Node(Protocol):
         """Answer one-shot requests of a protocol: bytes in, bytes out, one stream each."""
 
     async def open_link(
-        self, target: PeerAddress, protocol: str, owner: Callable[[Link], LinkOwner]
+        self,
+        target: PeerAddress,
+        protocol: str,
+        owner: Callable[[Link], LinkOwner],
+        *,
+        fresh: bool = False,
     ) -> Link:
         """Connect if need be and open a link, within 10 s.
+
+        Args:
+            target: The peer.
+            protocol: What the link is for.
+            owner: Called with the link; returns its owner at once.
+            fresh: Whether a connection that exists is not to be trusted: it is ended first.
 
         Cancellation: safe; a half-open stream is finished or reset in the background.
 

@@ -39,9 +39,10 @@ _STOP_S_MAX = 2.0
 
 
 class _Outcome(Generic[ResultT]):
-    """What a background task found, for one caller that may have left."""
+    """What a background task shall do and found, for one caller that may have left."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fresh: bool) -> None:
+        self.is_fresh = fresh
         self.done = trio.Event()
         self.is_abandoned = False
         self.error: Exception | None = None
@@ -108,9 +109,14 @@ class Libp2pNode:
         self._host.set_stream_handler(TProtocol(protocol), handle)
 
     async def open_link(
-        self, target: PeerAddress, protocol: str, owner: Callable[[Link], LinkOwner]
+        self,
+        target: PeerAddress,
+        protocol: str,
+        owner: Callable[[Link], LinkOwner],
+        *,
+        fresh: bool = False,
     ) -> Link:
-        """Connect if need be and open a link, within 10 s.
+        """Connect if need be, or ``fresh`` in any case, and open a link, within 10 s.
 
         Cancellation: safe; a half-open stream is reset in the background.
 
@@ -124,7 +130,7 @@ class Libp2pNode:
             self._tasks.start_soon(link.run, link_owner)
             outcome.results.append(link)
 
-        return await self._with_stream(target, protocol, work)
+        return await self._with_stream(target, protocol, work, fresh=fresh)
 
     async def request(
         self, target: PeerAddress, protocol: str, payload: bytes, *, bytes_max: int
@@ -149,8 +155,10 @@ class Libp2pNode:
         target: PeerAddress,
         protocol: str,
         work: Callable[[_Outcome[ResultT], INetStream], Awaitable[None]],
+        *,
+        fresh: bool = False,
     ) -> ResultT:
-        outcome: _Outcome[ResultT] = _Outcome()
+        outcome: _Outcome[ResultT] = _Outcome(fresh=fresh)
         self._tasks.start_soon(self._work, target, protocol, work, outcome)
         try:
             with trio.fail_after(_WAIT_S):
@@ -178,6 +186,8 @@ class Libp2pNode:
     ) -> None:
         """Open a stream and work on it, never cancelled; the caller may leave."""
         try:
+            if outcome.is_fresh:
+                await self._dialer.drop(target.peer_id)
             outcome.stream = stream = await self._dialer.open_stream(target, protocol)
             if outcome.is_abandoned:
                 await end_stream(stream, graceful=False)

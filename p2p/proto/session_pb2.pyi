@@ -178,7 +178,9 @@ class Hello(_message.Message):
     session_id: _builtins.bytes
     """Gateway: 16 random bytes that name the session, if it may want to resume it; else empty."""
     resume_ms: _builtins.int
-    """Host: how long it keeps the session when the connection is gone; 0: it cannot be resumed."""
+    """Host: how long at most it keeps the session when the connection is gone, less for a gateway
+    that has paid nothing yet; 0: it cannot be resumed.
+    """
     @_builtins.property
     def vouchers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """host: envelopes of the best voucher per live allowance"""

@@ -179,7 +179,7 @@ class Session:
             state.acknowledged_bytes = self._bytes_in
         state.ack_due = False
 
-    def link_lost(self) -> list[Event]:
+    def link_lost(self, reason: str = "") -> list[Event]:
         """Learn that the link is gone for good; return the end of every open request.
 
         A gateway gets a final ``RequestFailed`` for each, a host ``RequestCancelled``. Later
@@ -189,7 +189,10 @@ class Session:
         state.closed = True
         state.writer.clear()
         state.sent.keep(0)
-        error = ErrorInfo(code=ErrorCode.INTERNAL, message="link lost")
+        error = ErrorInfo(
+            code=ErrorCode.INTERNAL,
+            message=": ".join(filter(None, ("link lost", reason)))[:_REASON_LENGTH_MAX],
+        )
         lost: list[Event] = [
             events.RequestFailed(channel, error, final=True) for channel in state.open_gateway
         ]
@@ -524,6 +527,9 @@ class Session:
         if request.mine is HostState.OVER:
             del state.open_host[channel]
         return state.writer.add(channel, payload_bytes)
+
+
+_REASON_LENGTH_MAX = 200
 
 
 def _refuse(fault: str) -> None:

@@ -34,6 +34,9 @@ class Weather(Protocol):
     def is_asleep(self, peer_id: PeerId) -> bool:
         """Whether a peer is frozen: it neither reads nor writes."""
 
+    def on_passage(self, sender: PeerId, receiver: PeerId) -> None:
+        """Learn that bytes are about to arrive."""
+
     def is_blocked(self, sender: PeerId, receiver: PeerId) -> bool:
         """Whether nothing from one arrives at the other."""
 
@@ -117,6 +120,7 @@ class Pipe:
             self._sender, self._receiver
         ):
             await self._weather.wait_change()
+        self._weather.on_passage(self._sender, self._receiver)
         if self._reset_arrives_s is not None:
             await trio.sleep_until(self._reset_arrives_s)
             raise PipeResetError
@@ -211,6 +215,8 @@ class MemoryLink:
     async def _read(self, owner: LinkOwner) -> None:
         try:
             while data := await self._inward.receive():
+                if self._ended.is_set():
+                    return
                 try:
                     owner.data_received(data)
                 finally:
@@ -250,7 +256,7 @@ class MemoryLink:
 
     async def _write_once(self, owner: LinkOwner) -> None:
         self._has_output = self._urgent = False
-        data = owner.data_to_send()
+        data = b"" if self._ended.is_set() else owner.data_to_send()
         if data:
             if self._weather.tap is not None:
                 self._weather.tap.sent(self.name, self._own, data)

@@ -5,7 +5,7 @@ so that a test on the virtual clock runs the same way each time.
 """
 
 import itertools
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Protocol
@@ -49,6 +49,8 @@ class MemoryNetwork:
         jitter_s: What may come on top of the latency; each write draws its own. Bytes of one
             link never overtake each other.
         tap: Hears all that links carry.
+        on_passage: Called with sender and receiver whenever bytes of a link are about to arrive;
+            if it ends the link, they don't.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class MemoryNetwork:
         self.nodes: dict[PeerId, MemoryNode] = {}
         self.directory_store = DirectoryStore(network_id)
         self.directory_available = True
+        self.on_passage: Callable[[PeerId, PeerId], None] = lambda sender, receiver: None
         self._asleep: set[PeerId] = set()
         self._cuts: set[frozenset[PeerId]] = set()
         self._groups: tuple[frozenset[PeerId], ...] = ()
@@ -122,6 +125,10 @@ class MemoryNetwork:
     def cut(self, one: PeerId, other: PeerId) -> None:
         """Reset all links between two peers, and refuse new ones until ``mend``."""
         self._cuts.add(frozenset((one, other)))
+        self.drop_links(one, other)
+
+    def drop_links(self, one: PeerId, other: PeerId) -> None:
+        """Lose all links between two peers with what is on its way; they may connect again."""
         for peer_id, remote in ((one, other), (other, one)):
             if peer_id in self.nodes:
                 self.nodes[peer_id].drop_links(remote)

@@ -60,13 +60,20 @@ class MemoryNode:
         self._request_servers[protocol] = answer
 
     async def open_link(
-        self, target: PeerAddress, protocol: str, owner: Callable[[Link], LinkOwner]
+        self,
+        target: PeerAddress,
+        protocol: str,
+        owner: Callable[[Link], LinkOwner],
+        *,
+        fresh: bool = False,
     ) -> Link:
-        """Open a link within 10 s.
+        """Open a link within 10 s; with ``fresh`` the others to this peer end first.
 
         Raises:
             PeerUnreachableError: If the peer cannot be reached or does not speak the protocol.
         """
+        if fresh:
+            self.drop_links(target.peer_id)
         with trio.move_on_after(OPEN_S_MAX):
             remote = await self._reach(target)
             accepted = remote.link_server(protocol)

@@ -39,6 +39,9 @@ class AttemptOwner(Protocol):
     def broken(self, attempt: "Attempt", error: ErrorInfo) -> None:
         """The answer will not be completed by this host."""
 
+    def stalled(self, attempt: "Attempt") -> None:
+        """The connection to the host is lost, and may come back."""
+
     def over(self, attempt: "Attempt", end: Ended | None) -> None:
         """Nothing more will come of it; without an end, it cost nothing."""
 
@@ -128,6 +131,11 @@ class Attempt:
         if final:
             self._end(None)
 
+    def stalled(self) -> None:
+        """Let the request know, if it still wants this answer."""
+        if self.live:
+            self.owner.stalled(self)
+
     def ended(self, end: Ended) -> None:
         """Take the receipt: complete the answer, or say why it is not."""
         if self.live:
@@ -151,8 +159,12 @@ class Attempt:
 
     def time_out(self, message: str) -> None:
         """Give it up because the host is too slow."""
+        self.leave(ErrorInfo(code=ErrorCode.ENGINE_TIMEOUT, message=message))
+
+    def leave(self, error: ErrorInfo) -> None:
+        """Give it up because of the host; its receipt may still come."""
         self.port.cancel(self.channel)
-        self._break(ErrorInfo(code=ErrorCode.ENGINE_TIMEOUT, message=message))
+        self._break(error)
 
     def consumed(self, credit_bytes: int) -> None:
         """Give credit back to the host."""

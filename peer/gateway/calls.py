@@ -112,6 +112,9 @@ class ChannelOwner(Protocol):
     def failed(self, error: ErrorInfo, *, final: bool) -> None:
         """It failed; unless ``final``, ``ended`` still comes, for the money only."""
 
+    def stalled(self) -> None:
+        """The connection to the host is lost and may come back; said now and then meanwhile."""
+
     def ended(self, end: Ended) -> None:
         """It is over, with its receipt."""
 

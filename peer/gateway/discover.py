@@ -13,10 +13,11 @@ import trio
 from p2p import limits
 from p2p.clock import WallClock
 from p2p.errors import PeerUnreachableError, RemoteProtocolError
-from p2p.overlay import RECORD_PROTOCOL, SESSION_PROTOCOL, Node, PeerAddress
+from p2p.overlay import RECORD_PROTOCOL, SESSION_PROTOCOL, Link, Node, PeerAddress
 from p2p.records import OWNER_TAG, CapabilityRecord, check_record, providers_for_day
 from p2p.signing import ENVELOPE_OVERHEAD_BYTES_MAX, unseal
 from p2p.types import NetworkId, PublicKey, model_key
+from peer.gateway.comeback import come_back
 from peer.gateway.hosts import Host, HostTable
 from peer.gateway.link import HostLink
 from peer.gateway.link_context import LinkContext
@@ -30,6 +31,8 @@ ASKED_AGAIN_S = 30.0  # at most this often for a model that only a client asked 
 LOOKUPS_AT_ONCE_MAX = 4
 RETRY_S_MIN = 1.0
 RETRY_S_MAX = 120.0
+QUICK_RETRIES_COUNT = 60  # a second apart, for a host that we had a link to: it may be restarted
+QUICK_LOOK_UP_COUNT = 10  # so many of them between two look-ups of where it is now
 GIVE_UP_FAILURES_COUNT = 8  # about four minutes of trying; the DHT may name it again
 LEAVING_CHECK_S = 15.0
 RECORD_REFRESH_S = limits.RECORD_ANNOUNCE_NS / limits.SECOND_NS
@@ -119,6 +122,8 @@ class Discovery:
     async def run(self) -> None:
         """Search and tend until cancelled."""
         async with trio.open_nursery() as nursery:
+            for host in self.table:  # from before our network was restarted
+                nursery.start_soon(self._tend, host)
             while True:
                 now_s = trio.current_time()
                 for search in list(self._searches.values()):
@@ -186,19 +191,25 @@ class Discovery:
     async def _tend(self, host: Host) -> None:
         """Keep a host's record and link until it is gone for good."""
         failures = 0
+        quick_left = 0
         while failures < GIVE_UP_FAILURES_COUNT:
             try:
-                await self._connect(host)
-                failures = 0
+                if not await self._come_back(host):
+                    await self._connect(host)
+                failures, quick_left = 0, QUICK_RETRIES_COUNT
                 await self._stay(host)
+                while await self._come_back(host):
+                    await self._stay(host)
             except (PeerUnreachableError, RemoteProtocolError) as error:
-                failures += 1
+                is_quick = quick_left > 0
+                quick_left -= is_quick
+                failures += not is_quick
                 host.trouble = str(error)
                 LOG.info("host %s: %s", host.peer_id, error)
             host.connecting = False
             self.table.changed()
             await trio.sleep(min(RETRY_S_MIN * 2**failures, RETRY_S_MAX))
-            if failures:
+            if failures or quick_left % QUICK_LOOK_UP_COUNT == 1:
                 await self._learn_addresses(host)
         self._lost.pop(host.peer_id, None)
         if not host.is_banned:
@@ -215,6 +226,20 @@ class Discovery:
         await self.node.open_link(
             host.target, SESSION_PROTOCOL, lambda link: HostLink(self.context, link, models)
         )
+
+    async def _come_back(self, host: Host) -> bool:
+        """Go on with a session that was cut; return whether the host has a link again."""
+        session = host.link
+        if session is None or not session.is_cut:
+            return False
+        self._lost[host.peer_id] = trio.Event()
+
+        def begin_anew(link: Link) -> HostLink:
+            self._lost[host.peer_id] = trio.Event()
+            return HostLink(self.context, link, tuple(offer.model_id for offer in host.offers))
+
+        await come_back(self.node, host.target, session, begin_anew)
+        return not self._lost[host.peer_id].is_set()
 
     async def _stay(self, host: Host) -> None:
         """Stay while the link lives; refresh the record meanwhile."""

@@ -38,6 +38,8 @@ WAIT_NS_MAX = 8 * SECOND_NS  # for a look-up, a link, a quote or an allowance
 FIRST_TOKEN_NS_MAX = 120 * SECOND_NS
 SILENCE_NS_MAX = 60 * SECOND_NS  # between two pieces of an answer
 _CHANCE_BYTES = 10  # of a request id; the rest is its time
+KEEP_ALIVE_NS = 2 * SECOND_NS  # between two comments while a cut link is waited for
+_WAITING_COMMENT = b": the connection to the host was lost; waiting for it\n\n"
 FUND_HOSTS_COUNT_MAX = 3  # asked for at once when nobody can be paid
 
 
@@ -161,6 +163,7 @@ class Running:
         self._delivered = False
         self._cancelled = False
         self._over = False
+        self._kept_alive_ns = 0
         self.wait_until_ns = call.arrived_ns + WAIT_NS_MAX
 
     # -- Ticket ----------------------------------------------------------------------------------
@@ -357,6 +360,25 @@ class Running:
             self.give_up(openai_errors.host_lost(attempt.route.host, error.message))
         else:
             self.give_up(failover.final_error(attempt.route.model, self._failures))
+
+    def stalled(self, attempt: Attempt) -> None:
+        """Go to another host, if the client saw nothing yet and there is one; else wait."""
+        if self._delivered:
+            self._keep_alive()
+        if self._delivered or not self._call.request.preferences.allow_fallbacks:
+            return
+        excluded = self._failed_hosts() | {attempt.route.host}
+        models = self._call.request.models
+        if any(self._dispatcher.decide(self._call, each, excluded).ranked for each in models):
+            message = "the connection to the host was lost"
+            attempt.leave(ErrorInfo(code=ErrorCode.INTERNAL, message=message))
+
+    def _keep_alive(self) -> None:
+        """Let the client and what stands between see that the answer is still waited for."""
+        now_ns = self._dispatcher.now()
+        if now_ns - self._kept_alive_ns >= KEEP_ALIVE_NS:
+            self._kept_alive_ns = now_ns
+            self._sink.write(_WAITING_COMMENT, 0)
 
     def over(self, attempt: Attempt, end: Ended | None) -> None:
         """An attempt has its receipt, or will never have one: write it down."""

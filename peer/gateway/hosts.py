@@ -191,6 +191,16 @@ class HostTable:
         self.ready(host)
         self.changed()
 
+    def link_cut(self, link: HostLink, reason: str) -> None:
+        """A link is gone, and what runs on it waits for another one."""
+        host = self._hosts.get(link.peer_id)
+        if host is None or host.link is not link:
+            link.give_up(reason)
+            return
+        host.connecting = True
+        host.trouble = reason or "the link was cut"
+        self.lost(host)
+
     def link_over(self, link: HostLink, reason: str) -> None:
         """A link is gone."""
         host = self._hosts.get(link.peer_id)

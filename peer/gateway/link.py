@@ -2,10 +2,15 @@
 
 All of it runs in callbacks of the link's pumps and of one slow timer: no task belongs to a
 request. Whatever the host says is checked before it counts; what it may not do bans it.
+
+When the link is cut while requests run, all of it stays: the session waits for another link
+(``peer.gateway.comeback`` makes it), and goes on as if nothing had happened. Only if none comes in
+time do the requests fail.
 """
 
 import hashlib
 import logging
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +34,7 @@ from p2p.receipts.messages import (
 from p2p.session import Role, Session, events
 from p2p.session.events import ErrorInfo, Event, OutgoingRequest
 from p2p.signing import seal, unseal
-from p2p.types import Digest, PeerId, RequestId, model_key, sha256
+from p2p.types import ID_BYTES, Digest, PeerId, RequestId, model_key, sha256
 from peer.gateway.calls import ChannelOwner, Ended
 from peer.gateway.link_context import LinkContext
 from peer.gateway.wallet import Purse
@@ -38,6 +43,7 @@ LOG = logging.getLogger(__name__)
 
 QUOTE_MARGIN_NS = 30 * limits.SECOND_NS
 REASON_LENGTH_MAX = 200
+STALLED_EVERY_NS = 400_000_000
 CANCEL_NS_MAX = 30 * limits.SECOND_NS  # for the end of a request that we gave up
 
 
@@ -74,6 +80,12 @@ class HostLink:
         self._heard_ns = self._opened_ns
         self._asked_ns: dict[str, int] = {}
         self._over = False
+        self._is_torn = False
+        self._is_leaving = False
+        self._stalled_ns = 0
+        self._resume_ns = 0
+        self.session_id = secrets.token_bytes(ID_BYTES)
+        self.cut_ns: int | None = None
         self.quotes: dict[str, Quote] = {}
         self.slots_free = -1
         self.slots = 0
@@ -92,12 +104,35 @@ class HostLink:
     def is_usable(self) -> bool:
         """Whether new requests may go out."""
         session = self._session
-        return session.greeted and not session.going_away and not self._over
+        return session.greeted and not session.going_away and not self._over and self.cut_ns is None
 
     @property
     def is_suspected(self) -> bool:
         """Whether the host is silent for too long right now."""
         return self._session.suspected
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether its connection is lost, and another may go on with what runs on it."""
+        return self.cut_ns is not None and not self._over
+
+    @property
+    def resumable_ns(self) -> tuple[int, int]:
+        """Monotonic: when it was cut, and until when it is worth while to go on with it.
+
+        The host may have lost us as much earlier as it takes to notice a silence.
+        """
+        cut_ns = self._opened_ns if self.cut_ns is None else self.cut_ns
+        return cut_ns, cut_ns + max(0, self._resume_ns - limits.DEAD_BUSY_NS)
+
+    def carried_by(self, link: Link) -> bool:
+        """Whether this link is the one that carries it, or did last."""
+        return self._link is link
+
+    @property
+    def received_bytes(self) -> int:
+        """How much of the host's byte stream came."""
+        return self._session.received_bytes
 
     @property
     def open_requests(self) -> int:
@@ -178,6 +213,9 @@ class HostLink:
         if self._over:
             return
         now_ns = self._context.now()
+        if self.cut_ns is not None:
+            self._tell_stalled(now_ns)
+            return
         with self._context.turn():
             due_ns = self._session.next_timer_ns()
             if due_ns is not None and due_ns <= now_ns:
@@ -202,7 +240,10 @@ class HostLink:
 
     def close(self, reason: str) -> None:
         """Say goodbye; what waits is written first."""
-        if not self._over:
+        self._is_leaving = True
+        if self.cut_ns is not None:
+            self.give_up(reason)
+        elif not self._over:
             self._settle_up(idle=True)
             if self._session.greeted:
                 self._session.send_goaway(reason)
@@ -213,22 +254,65 @@ class HostLink:
 
     def data_received(self, data: bytes) -> None:
         """Take bytes that came; a host that breaks the protocol loses the link."""
+        self._is_torn = True  # as long as this has not come to its end
         with self._context.turn():
             self._heard_ns = self._context.now()
             for event in self._session.receive_data(data, self._heard_ns):
                 self._take(event)
             self._settle_up(idle=not self._channels)
             self._wake()
+        self._is_torn = False
 
     def data_to_send(self) -> bytes:
         """Return all that waits to be sent."""
         return self._session.data_to_send(self._context.now())
 
     def link_lost(self, reason: str) -> None:
+        """Wait for another link if requests run and the session can go on; else it is over."""
+        can_go_on = self._session.is_kept and not (self._is_torn or self._is_leaving or self._over)
+        if can_go_on and self._channels:
+            LOG.warning("the link to host %s is cut: %s", self.peer_id, reason)
+            self._session.cut()
+            self.cut_ns = self._stalled_ns = self._context.now()
+            self._context.watcher.link_cut(self, reason)
+        else:
+            self.give_up(reason)
+
+    def go_on(self, link: Link, received_bytes: int) -> None:
+        """Go on over another link to the same host.
+
+        Args:
+            link: The link.
+            received_bytes: How much of our byte stream came, as the host says.
+
+        Raises:
+            RemoteProtocolError: If the host lacks what is kept no more: then give it up.
+        """
+        now_ns = self._context.now()
+        self._session.resume(received_bytes, now_ns)
+        self._link = link
+        self._heard_ns = now_ns
+        self.cut_ns = None
+        with self._context.turn():
+            self._context.watcher.link_ready(self)
+            self._settle_up(idle=False)
+            self._wake()
+
+    def _tell_stalled(self, now_ns: int) -> None:
+        """Let those whose answers don't come now and then know of it; they may leave."""
+        if now_ns - self._stalled_ns >= STALLED_EVERY_NS:
+            self._stalled_ns = now_ns
+            with self._context.turn():
+                for held in list(self._channels.values()):
+                    held.owner.stalled()
+
+    def give_up(self, reason: str) -> None:
         """Fail what is open; what was counted stays owed."""
+        if self._over:
+            return
         self._over = True
         with self._context.turn():
-            for event in self._session.link_lost():
+            for event in self._session.link_lost(reason):
                 self._take(event)
             self._fail_rest(reason)
             self._context.watcher.link_over(self, reason)
@@ -278,6 +362,7 @@ class HostLink:
         self._session.send_hello(
             clock_ns=self._context.clock(),
             wallet_proof=seal(self._purse.key, WALLET_PROOF, proof),
+            session_id=self.session_id,
         )
         self._wake()
 
@@ -290,6 +375,7 @@ class HostLink:
             )
         self.round_trip_ns = self._context.now() - self._opened_ns
         self.slots = event.slots
+        self._resume_ns = min(event.resume_ms * 1_000_000, limits.RESUME_NS_MAX)
         for envelope in event.vouchers:
             voucher = unseal(VOUCHER, envelope, network_id=self._context.network_id)
             if self._purse.account.allowance(voucher.value.allowance_id) is not None:

@@ -22,6 +22,9 @@ class LinkWatcher(Protocol):
     def link_ready(self, link: "HostLink") -> None:
         """Both sides have greeted each other, or a quote came: it may be used."""
 
+    def link_cut(self, link: "HostLink", reason: str) -> None:
+        """Its connection is gone; what runs on it waits for another one."""
+
     def link_over(self, link: "HostLink", reason: str) -> None:
         """It is gone."""
 

@@ -2,6 +2,10 @@
 
 It owns the session, the gateway's account, and the requests that came over it. It is called from
 the link's pumps and from the loop's timers, never concurrently, and never blocks.
+
+When its link is cut, the session and all that runs on it stay for ``RESUME_NS_MAX``, or 2 s for a
+stranger: the engine goes on, what it says is withheld, and a new link of the same gateway may go
+on with it (``peer.host.arrivals``).
 """
 
 import logging
@@ -26,6 +30,8 @@ _LOG = logging.getLogger(__name__)
 _WINDOW_ABORT_S = limits.UNPAID_ABORT_NS / limits.SECOND_NS
 _WINDOW_ABORT_STRANGER_S = limits.STRANGER_UNPAID_ABORT_NS / limits.SECOND_NS
 _BATCH_WAIT_S = limits.RECEIPT_BATCH_WAIT_NS / limits.SECOND_NS
+_RESUME_S = limits.RESUME_NS_MAX / limits.SECOND_NS
+_RESUME_STRANGER_S = limits.STRANGER_UNPAID_ABORT_NS / limits.SECOND_NS
 
 
 class LinkServer(Protocol):
@@ -77,9 +83,20 @@ class LinkServer(Protocol):
     def link_over(self, link: "HostLink") -> None:
         """Forget a link."""
 
+    def keep_session(self, link: "HostLink", session_id: bytes) -> int:
+        """Take note of a session by its id; return for how many ms it is kept when it is cut."""
+
+    def link_cut(self, link: "HostLink") -> None:
+        """Learn that a kept session's link is gone."""
+
 
 class HostLink:
-    """The host's end of one session; a ``p2p.overlay.LinkOwner``."""
+    """The host's end of one session.
+
+    Attributes:
+        link: What carries it; the last one, while it is cut.
+        session_id: What its gateway may resume it by; empty if it can't.
+    """
 
     def __init__(self, server: LinkServer, link: Link) -> None:
         self._server = server
@@ -91,21 +108,27 @@ class HostLink:
         self._allowances: set[AllowanceId] = set()
         self.wallet_key: PublicKey | None = None
         self.is_lost = False
+        self.session_id = b""
+        self._is_torn = False
+        self._is_left = False
+        self._cut_timer: Timer | None = None
         self._held: dict[ServedRequest, None] = {}
         self._unpaid_timer: Timer | None = None
         self._batch_timer: Timer | None = None
         self._liveness_timer: Timer | None = None
         self._arm_liveness()
 
-    # -- the link (LinkOwner) ------------------------------------------------------------------
+    # -- the link (as LinkOwner, for the arrival that brought it) --------------------------------
 
     def data_received(self, data: bytes) -> None:
         """Take what came and do all that follows from it."""
+        self._is_torn = True  # as long as this has not come to its end
         happened = self.session.receive_data(data, _monotonic_ns())
         with self._server.loop.turn():
             for event in happened:
                 self._handle(event)
             self._arm_liveness()
+        self._is_torn = False
         self.flush()
 
     def data_to_send(self) -> bytes:
@@ -113,16 +136,64 @@ class HostLink:
         return self.session.data_to_send(_monotonic_ns())
 
     def link_lost(self, reason: str) -> None:
+        """Wait for the gateway to come back, if the session can go on over another link."""
+        if self.session.is_kept and not (self._is_torn or self.is_lost or self._is_left):
+            self.session.cut()
+            if self._liveness_timer is not None:
+                self._liveness_timer.cancel()
+            self._cut_timer = self._server.loop.call_later(
+                _RESUME_STRANGER_S if self.is_stranger else _RESUME_S,
+                lambda: self.give_up("its gateway did not come back"),
+            )
+            self._server.link_cut(self)
+        else:
+            self.give_up(reason)
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether its gateway has yet to settle its first increment."""
+        return self.account is None or self.account.customer.is_stranger
+
+    def go_on(self, link: Link, received_bytes: int) -> None:
+        """Go on over another link of the same gateway; the old one is given up, if it still is.
+
+        Raises:
+            RemoteProtocolError: If the gateway lacks what is kept no more: then give it up.
+        """
+        if not self.session.is_cut:
+            self.session.cut()
+        self.session.resume(received_bytes, _monotonic_ns())
+        old, self.link = self.link, link
+        old.reset()
+        if self._cut_timer is not None:
+            self._cut_timer.cancel()
+            self._cut_timer = None
+        with self._server.loop.turn():
+            self._restart_waits()
+            self._arm_liveness()
+        self.flush()
+
+    def _restart_waits(self) -> None:
+        """Give the gateway the whole time again to pay and to read."""
+        if self._unpaid_timer is not None:
+            self._unpaid_timer.cancel()
+            self._unpaid_timer = None
+        for channel in list(self.requests):
+            self._window_opened(channel)
+        self._release_held()
+
+    def give_up(self, reason: str) -> None:
         """Stop all requests: what was sent is owed, what was held is dropped."""
         if self.is_lost:
             return
+        _LOG.debug("a gateway's session ends: %s", reason)
         self.is_lost = True
         self.session.link_lost()
         with self._server.loop.turn():
             for request in list(self.requests.values()):
                 request.cancel(FinishReason.DISCONNECTED)
             self.finish_receipts()
-            for timer in (self._unpaid_timer, self._liveness_timer):
+            for timer in (self._unpaid_timer, self._liveness_timer, self._cut_timer):
                 if timer is not None:
                     timer.cancel()
             if self.account is not None:
@@ -175,8 +246,10 @@ class HostLink:
                 self._quote(model_id)
             case events.PeerDead():
                 self.link.reset()
+            case events.GoawayReceived():
+                self._is_left = True  # it will not come back; until its link ends nothing changes
             case _:
-                pass  # a suspicion or a goaway changes nothing here: gateways open, not we
+                pass  # a suspicion changes nothing here: gateways open, not we
 
     def _greet(self, hello: events.HelloReceived) -> None:
         vouchers: tuple[bytes, ...] = ()
@@ -185,7 +258,13 @@ class HostLink:
             self.free_account.cosigner = self.wallet_key
             vouchers = self._server.books.vouchers_of(self.wallet_key)
         now_ns = self._server.now_ns()
-        self.session.send_hello(clock_ns=now_ns, vouchers=vouchers, slots=self._server.books.slots)
+        resume_ms = self._server.keep_session(self, hello.session_id) if hello.session_id else 0
+        self.session.send_hello(
+            clock_ns=now_ns,
+            vouchers=vouchers,
+            slots=self._server.books.slots,
+            resume_ms=resume_ms,
+        )
         if self.wallet_key is not None:
             for envelope in self._server.books.closes.of_wallet(self.wallet_key):
                 self.session.send_close(envelope)  # it may have been away when we closed them
@@ -256,6 +335,8 @@ class HostLink:
                 self._unpaid_timer = None
             self._release_held()
             self._server.pump()
+        if not self.is_stranger:
+            self.session.keep_sent(limits.RETAINED_BYTES_MAX)
         self.flush()
 
     def _release_held(self) -> None:
@@ -283,8 +364,9 @@ class HostLink:
         held, self._held = self._held, {}
         if not held:
             return
-        if self.account is not None and self.account.writing_count:
-            for request in held:  # it paid; it is our disk that is slow
+        is_writing = self.account is not None and self.account.writing_count > 0
+        if is_writing or self.session.is_cut:
+            for request in held:  # it paid, and our disk is slow; or it can't, but may come back
                 self.held_for_money(request)
             return
         if self.account is not None:
@@ -311,8 +393,8 @@ class HostLink:
         return self._server.start_engine(request)
 
     def held_for_window(self, request: ServedRequest) -> None:
-        """Wait for the gateway to read, but not for ever."""
-        if request.window_timer is None:
+        """Wait for the gateway to read, but not for ever; for one that is cut off, see there."""
+        if request.window_timer is None and not self.session.is_cut:
             is_stranger = request.origin.account.customer.is_stranger
             wait_s = _WINDOW_ABORT_STRANGER_S if is_stranger else _WINDOW_ABORT_S
             request.window_timer = self._server.loop.call_later(

@@ -10,7 +10,7 @@ import trio
 from p2p import limits
 from p2p.clock import WallClock
 from p2p.errors import ErrorCode
-from p2p.overlay import Link
+from p2p.overlay import Link, LinkOwner
 from p2p.receipts.messages import Quote, Receipt
 from p2p.receipts.tab import OpenRefusal
 from p2p.session.events import ErrorInfo, RequestReceived
@@ -25,6 +25,7 @@ from peer.host.admission import (
     refusal_of_state,
     retry_after_ms,
 )
+from peer.host.arrivals import Arrival, KeptSessions
 from peer.host.books import Account, Books
 from peer.host.config import HostConfig
 from peer.host.engines.api import Engine, EngineCall, EngineState
@@ -60,6 +61,7 @@ class HostServer:
         self.engine = engine
         self.loop = loop
         self.links: dict[HostLink, None] = {}
+        self.kept = KeptSessions()
         self.queue: SlotQueue[ServedRequest] = SlotQueue(
             slots=config.slots, queue_max=config.queue_max
         )
@@ -150,13 +152,27 @@ class HostServer:
 
     # -- links ---------------------------------------------------------------------------------
 
-    def accept_link(self, link: Link) -> HostLink:
-        """Own a link that a gateway opened."""
+    def accept_link(self, link: Link) -> LinkOwner:
+        """Own a link that a gateway opened, for a new session or one that was cut."""
         owner = HostLink(self, link)
         self.links[owner] = None
         if len(self.links) > LINKS_COUNT_MAX:
             link.reset()
-        return owner
+        return Arrival(link, owner, self.kept)
+
+    def keep_session(self, link: HostLink, session_id: bytes) -> int:
+        """Take note of a session by its id; return for how many ms it is kept when it is cut.
+
+        A gateway that begins anew has lost what it had here.
+        """
+        for other in self.kept.cut_of(link.link.remote):
+            other.give_up("its gateway began anew")
+        return self.kept.add(session_id, link)
+
+    def link_cut(self, link: HostLink) -> None:
+        """Keep a session without a link, if not too many are."""
+        for each in self.kept.over_bound(link):
+            each.give_up("too many sessions are cut")
 
     def claim_account(self, link: HostLink, account: Account) -> None:
         """Make this link the account's only one.
@@ -165,12 +181,13 @@ class HostServer:
         """
         for other in list(self.links):
             if other is not link and other.account is account:
+                other.give_up("the same wallet opened another link")
                 other.link.reset()
-                other.link_lost("the same wallet opened another link")
 
     def link_over(self, link: HostLink) -> None:
         """Forget a link."""
         self.links.pop(link, None)
+        self.kept.remove(link)
         self.pump()
 
     def send_close(self, allowance_id: AllowanceId, envelope: bytes) -> None:

@@ -176,7 +176,7 @@ class Client:
 
     def write(self, data: bytes, credit_bytes: int) -> None:
         for part in data.split(b"\n\n"):
-            if part:
+            if part and not part.startswith(b":"):
                 choices = msgspec.json.decode(part.removeprefix(b"data: "))["choices"]
                 self.text += choices[0]["delta"].get("content") or ""
         if self.ticket is not None:
