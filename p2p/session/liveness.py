@@ -60,6 +60,12 @@ class Liveness:
         self._heard_ns = now_ns
         self._asked_ns = self._suspected_ns = None
 
+    def revive(self, now_ns: int) -> None:
+        """Take note that the peer is back, over another connection, even if it was given up."""
+        self._dead = False
+        self._busy_since_ns = now_ns
+        self.heard(now_ns)
+
     def set_busy(self, now_ns: int, *, busy: bool) -> None:
         """Take note that requests are open, or that none is any more."""
         if busy and not self._busy:

@@ -170,7 +170,7 @@ class Session:
         state.acknowledged_bytes = self._bytes_in
         state.is_cut = state.ack_due = False
         state.urgent = True
-        state.liveness.heard(now_ns)
+        state.liveness.revive(now_ns)
 
     def _acknowledge(self) -> None:
         state = self._state

@@ -32,6 +32,7 @@ LOOKUPS_AT_ONCE_MAX = 4
 RETRY_S_MIN = 1.0
 RETRY_S_MAX = 120.0
 QUICK_RETRIES_COUNT = 60  # a second apart, for a host that we had a link to: it may be restarted
+PENDING_RETRIES_COUNT = 3  # so long requests wait for it if there is no other
 QUICK_LOOK_UP_COUNT = 10  # so many of them between two look-ups of where it is now
 GIVE_UP_FAILURES_COUNT = 8  # about four minutes of trying; the DHT may name it again
 LEAVING_CHECK_S = 15.0
@@ -206,7 +207,7 @@ class Discovery:
                 failures += not is_quick
                 host.trouble = str(error)
                 LOG.info("host %s: %s", host.peer_id, error)
-            host.connecting = False
+            host.connecting = quick_left > QUICK_RETRIES_COUNT - PENDING_RETRIES_COUNT
             self.table.changed()
             await trio.sleep(min(RETRY_S_MIN * 2**failures, RETRY_S_MAX))
             if failures or quick_left % QUICK_LOOK_UP_COUNT == 1:

@@ -208,6 +208,11 @@ class HostLink:
                 self._session.ask_quote(model)
             self._wake()
 
+    @property
+    def due_ns(self) -> int | None:
+        """Monotonic: when the silence of the host asks for something; None if it doesn't."""
+        return None if self._over else self._session.next_timer_ns()
+
     def tick(self) -> None:
         """Do what is due: pings, a voucher for the rest, a new quote before the old one ends."""
         if self._over:

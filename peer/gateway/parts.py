@@ -17,6 +17,7 @@ from peer.gateway.routing import Policy, Router
 from peer.gateway.scout import Scout
 from peer.gateway.wallet import Wallet
 
+TICK_S_MIN = 0.005
 TICK_S = 0.1  # a voucher for a small rest waits a quarter of a second at most
 SCOUT_EVERY_S = 1.0
 
@@ -49,11 +50,20 @@ class Parts:
             nursery.start_soon(self.discovery.run)
             nursery.start_soon(self._tick)
 
+    def _pause_s(self) -> float:
+        """Return how long nothing is due: a silent host is given up when it is time, not after."""
+        dues_ns = [host.link.due_ns for host in self.core.table if host.link is not None]
+        soonest_ns = min((due_ns for due_ns in dues_ns if due_ns is not None), default=None)
+        if soonest_ns is None:
+            return TICK_S
+        left_s = (soonest_ns - monotonic_ns()) / SECOND_NS
+        return min(TICK_S, max(left_s, TICK_S_MIN))
+
     async def _tick(self) -> None:
         """Give time to what has no task of its own."""
         scouted_s = trio.current_time()
         while True:
-            await trio.sleep(TICK_S)
+            await trio.sleep(self._pause_s())
             with self.discovery.context.turn():
                 self.core.dispatcher.tick()
             for host in self.core.table:

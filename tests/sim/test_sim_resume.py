@@ -129,7 +129,9 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(directory: Path, *names: str) -> AsyncIterator[World]:
+async def open_world(
+    directory: Path, *names: str, are_strangers: bool = False
+) -> AsyncIterator[World]:
     rng = Random(7)
     network = MemoryNetwork(Random(7), latency_s=0.01, network_id=NETWORK_ID)
     settlement = Settlement(network.wall_clock)
@@ -148,7 +150,7 @@ async def open_world(directory: Path, *names: str) -> AsyncIterator[World]:
         while len(core.table) < len(names):  # noqa: ASYNC110 - on a virtual clock
             await trio.sleep(0.1)
         await world.linked()
-        for _ in range(2 * len(names)):  # so that all hosts are paid and nobody is a stranger
+        for _ in range(0 if are_strangers else 2 * len(names)):
             assert (await world.ended(world.ask())).answer
         yield world
         nursery.cancel_scope.cancel()
@@ -172,7 +174,7 @@ async def test_answer_is_whole_wherever_its_link_is_lost(
         await world.check_in_the_end()
 
 
-@pytest.mark.parametrize("pieces", [4, 7, 12, 40])
+@pytest.mark.parametrize("pieces", [4, 12])
 async def test_answers_are_whole_though_their_link_is_lost_again_and_again(
     tmp_path: Path, autojump_clock: MockClock, pieces: int
 ) -> None:
@@ -191,21 +193,27 @@ async def test_answers_are_whole_though_their_link_is_lost_again_and_again(
         await world.check_in_the_end()
 
 
-@pytest.mark.parametrize("frozen_s", [1, 2, 2.9, 4, 6, 9])
+@pytest.mark.parametrize("frozen_s", [2.9, 6, 9])
 async def test_answer_goes_on_after_its_host_was_frozen(
     tmp_path: Path, autojump_clock: MockClock, frozen_s: float
 ) -> None:
     async with open_world(tmp_path, "a") as world:
         client = await world.begun(world.ask(), 5)
+        comments = []
+        client.write, write = (
+            lambda data, credit: (comments.append(data[:1] == b":"), write(data, credit)),
+            client.write,
+        )
         world.network.freeze(world.hosts[0].peer_id)
         await trio.sleep(frozen_s)
         assert not client.over.is_set()
+        assert any(comments) is (frozen_s > 3)  # a word now and then while its link is away
         world.network.thaw(world.hosts[0].peer_id)
         assert is_whole(await world.ended(client)), client.error
         await world.check_in_the_end()
 
 
-@pytest.mark.parametrize("frozen_s", [2, 5, 9])
+@pytest.mark.parametrize("frozen_s", [2, 9])
 async def test_answer_goes_on_after_its_gateway_was_frozen(
     tmp_path: Path, autojump_clock: MockClock, frozen_s: float
 ) -> None:
@@ -216,6 +224,19 @@ async def test_answer_goes_on_after_its_gateway_was_frozen(
         world.network.thaw(KEY.peer_id)
         assert is_whole(await world.ended(client)), client.error
         await world.check_in_the_end()
+
+
+@pytest.mark.parametrize(("away_s", "is_kept"), [(1.5, True), (2.5, False)])
+async def test_strangers_answer_is_kept_for_2_s_only(
+    tmp_path: Path, autojump_clock: MockClock, *, away_s: float, is_kept: bool
+) -> None:
+    async with open_world(tmp_path, "a", are_strangers=True) as world:
+        client = await world.begun(world.ask(), 5)
+        world.online.cancel()
+        await trio.sleep(away_s)
+        await world.go_online()
+        assert is_whole(await world.ended(client)) is is_kept
+        assert is_kept or "keeps no such session" in client.error.message
 
 
 async def test_answer_goes_on_after_a_partition(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -108,6 +108,21 @@ def test_resumed_session_is_given_its_time_before_it_counts_as_silent() -> None:
     assert not pair.gateway.suspected
 
 
+def test_silence_after_a_resumption_is_noticed_as_before() -> None:
+    pair = Pair(kept=True)
+    pair.start()
+    for _ in range(3):
+        began_ns, happened = pair.now_ns, []
+        while (due_ns := pair.gateway.next_timer_ns()) is not None:
+            pair.now_ns = due_ns
+            happened += pair.gateway.handle_timer(due_ns)
+            pair.gateway.data_to_send(due_ns)
+        assert happened == [events.PeerSuspected(), events.PeerDead()]
+        assert pair.now_ns - began_ns == limits.DEAD_BUSY_NS
+        pair.cut()
+        pair.resume()
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_session_is_kept_only_if_both_sides_want_it(*, kept: bool) -> None:
     pair = Pair(kept=kept)
