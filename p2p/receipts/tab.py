@@ -42,7 +42,13 @@ from p2p.errors import LocalProtocolError, RemoteProtocolError
 from p2p.receipts.allowance import AllowanceTab
 from p2p.receipts.bound import Increments
 from p2p.receipts.chain import ReceiptChain
-from p2p.receipts.cost import Usage, completion_tokens_within, cost_micros
+from p2p.receipts.cost import (
+    Usage,
+    completion_tokens_within,
+    cost_micros,
+    prompt_product_of,
+    running_cost_micros,
+)
 from p2p.receipts.messages import Allowance, Quote, Voucher
 from p2p.receipts.vouchers import VoucherCheck, VoucherOutcome
 from p2p.signing import Signed
@@ -75,6 +81,7 @@ class _Open:
     tab: AllowanceTab
     quote: Quote
     cost_micros: int = 0
+    prompt_product: int = 0
     completion_tokens: int = 0
     due_until_paid_micros: int | None = None
 
@@ -355,8 +362,26 @@ class Customer:
         """
         held = self._request(request_id)
         held.completion_tokens = usage.completion_tokens
+        held.prompt_product = prompt_product_of(
+            held.quote, usage.prompt_tokens, usage.cached_tokens
+        )
         held.due_until_paid_micros = None
         self._owe(held, cost_micros(held.quote, usage, delivered=delivered))
+
+    def release(self, request_id: RequestId, completion_tokens: int) -> bool:
+        """Record so many completion tokens if the money allows them; return whether it does.
+
+        ``may_release`` and ``record`` in one step, with the prompt as it was recorded last: once
+        per chunk of every answer, and mostly the cost stays the same micro-dollar.
+        """
+        held = self._request(request_id)
+        cost = running_cost_micros(held.quote, held.prompt_product, completion_tokens)
+        if cost > held.cost_micros:
+            if cost > self._cost_max(held):
+                return False
+            self._owe(held, cost)
+        held.completion_tokens = completion_tokens
+        return True
 
     def finish(self, request_id: RequestId, usage: Usage, *, delivered: bool) -> int:
         """End a request and return its cost, which stays owed.

@@ -28,7 +28,7 @@ class HostState(enum.Enum):
     REFUSING = "refusing"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Circumstances:
     """All that decides on the host's state, besides its requests.
 

@@ -116,6 +116,7 @@ class HostLink:
         self._unpaid_timer: Timer | None = None
         self._batch_timer: Timer | None = None
         self._liveness_timer: Timer | None = None
+        self._is_flushing = False
         self._arm_liveness()
 
     # -- the link (as LinkOwner, for the arrival that brought it) --------------------------------
@@ -125,11 +126,13 @@ class HostLink:
         self._is_torn = True  # as long as this has not come to its end
         happened = self.session.receive_data(data, _monotonic_ns())
         with self._server.loop.turn():
+            was_idle = not self.requests
             for event in happened:
                 self._handle(event)
-            self._arm_liveness()
+            if was_idle and self.requests:  # all else that comes only puts the next look off
+                self._arm_liveness()
+            self.flush()
         self._is_torn = False
-        self.flush()
 
     def data_to_send(self) -> bytes:
         """Return what waits."""
@@ -202,7 +205,13 @@ class HostLink:
         self._server.link_over(self)
 
     def flush(self) -> None:
-        """Let the pump know if something waits."""
+        """Let the pump know if something waits: once per turn, whoever asks for it how often."""
+        if not self._is_flushing:
+            self._is_flushing = True
+            self._server.loop.at_turn_end(self._flush, crashed=self.link.reset)
+
+    def _flush(self) -> None:
+        self._is_flushing = False
         if not self.is_lost and self.session.has_output:
             self.link.wake(urgent=self.session.urgent)
 
@@ -223,16 +232,16 @@ class HostLink:
 
     def _handle(self, event: Event) -> None:
         match event:
-            case events.WindowOpened(channel):
-                self._window_opened(channel)
             case events.RequestReceived():
                 self._server.admit(self, event)
-            case events.VoucherReceived(envelope):
-                self._take_voucher(envelope)
-            case events.CosignReceived(envelope):
-                self._take_cosignature(envelope)
-            case events.RequestCancelled(channel):
-                self._cancel(channel)
+            case events.VoucherReceived():
+                self._take_voucher(event.envelope)
+            case events.WindowOpened():
+                self._window_opened(event.channel)
+            case events.CosignReceived():
+                self._take_cosignature(event.envelope)
+            case events.RequestCancelled():
+                self._cancel(event.channel)
             case _:
                 self._handle_rare(event)
 
@@ -335,9 +344,9 @@ class HostLink:
                 self._unpaid_timer = None
             self._release_held()
             self._server.pump()
-        if not self.is_stranger:
-            self.session.keep_sent(limits.RETAINED_BYTES_MAX)
-        self.flush()
+            if not self.is_stranger:
+                self.session.keep_sent(limits.RETAINED_BYTES_MAX)
+            self.flush()
 
     def _release_held(self) -> None:
         held, self._held = self._held, {}

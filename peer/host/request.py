@@ -38,6 +38,8 @@ _GARBAGE = EngineFailure(ErrorCode.ENGINE_FAILED, "the engine's answer is not a 
 _BROKEN_OFF = EngineFailure(ErrorCode.ENGINE_FAILED, "the engine ended its answer half-way")
 _RUNAWAY = EngineFailure(ErrorCode.ENGINE_FAILED, "the engine does not stop at max_tokens")
 _REPORTED = EngineFailure(ErrorCode.ENGINE_FAILED, "the engine reported an error in its answer")
+_OURS = frozenset({FinishReason.HOST_ERROR, FinishReason.UNPAID})
+_LEFT = frozenset({FinishReason.CANCELLED, FinishReason.DISCONNECTED})
 
 
 class Phase(enum.Enum):
@@ -48,6 +50,9 @@ class Phase(enum.Enum):
     WAITING = "waiting"
     RUNNING = "running"
     OVER = "over"
+
+
+_RUNNING = Phase.RUNNING  # looked at for each token
 
 
 class RequestOwner(Protocol):
@@ -201,7 +206,7 @@ class ServedRequest:
 
     def received(self, data: bytes) -> None:
         """Split, count and release what the engine said."""
-        if self.phase is not Phase.RUNNING:
+        if self.phase is not _RUNNING:
             return
         try:
             events = self._splitter.feed(data)
@@ -264,21 +269,39 @@ class ServedRequest:
 
     def release(self) -> None:
         """Send as much of what is held as window and money allow; finish when all is sent."""
-        if self.phase is not Phase.RUNNING:
+        if self.phase is not _RUNNING:
             return
+        if self._held and not self._release_all():
+            self._release_some()
+        if self._is_paused or self._held_bytes > HELD_BYTES_MAX:
+            self._regulate_engine()
+        if not self._held and self._engine_done and self._claim_rest():
+            self._end(self._finish or FinishReason.STOP)
+
+    def _release_all(self) -> bool:
+        """Send all that is held, if nothing speaks against it; return whether nothing did."""
+        origin, tokens = self.origin, self._made_tokens
+        room = min(self.owner.session.window_bytes(origin.channel), limits.CHUNK_BYTES_MAX)
+        if self._held_bytes > room or not origin.account.customer.release(
+            origin.request.request_id, tokens
+        ):
+            return False
+        self._send(self._take(len(self._held)), tokens)
+        return True
+
+    def _release_some(self) -> None:
+        """Send as much as may go, and say what the rest waits for."""
         while self._held:
             count = self._count_within_window()
             if not count:
                 self.owner.held_for_window(self)
-                break
+                return
             count, tokens = self._count_within_money(count)
             if not count:
                 self.owner.held_for_money(self)
-                break
-            self._send(count, tokens)
-        self._regulate_engine()
-        if not self._held and self._engine_done and self._claim_rest():
-            self._end(self._finish or FinishReason.STOP)
+                return
+            self._record(max(self.sent_tokens, tokens))
+            self._send(self._take(count), tokens)
 
     def _count_within_window(self) -> int:
         room = min(self.owner.session.window_bytes(self.origin.channel), limits.CHUNK_BYTES_MAX)
@@ -308,19 +331,20 @@ class ServedRequest:
         claimed = customer.claim(request_id, self._usage_of(self._held[0][1]))
         return (0, 0) if claimed is None else (1, claimed)
 
-    def _send(self, count: int, tokens: int) -> None:
+    def _take(self, count: int) -> bytes:
+        """Return the bytes of the first ``count`` events, which are held no more."""
         held = self._held
         data = held.popleft()[0]
         if count > 1:
-            data = b"".join([data, *(held.popleft()[0] for _ in range(count - 1))])
+            data = b"".join([data, *[held.popleft()[0] for _ in range(count - 1)]])
         self._held_bytes -= len(data)
-        self._send_bytes(data, tokens)
+        return data
 
-    def _send_bytes(self, data: bytes, tokens: int) -> None:
+    def _send(self, data: bytes, tokens: int) -> None:
+        """Send what the books have recorded already."""
         self.sent_tokens = max(self.sent_tokens, tokens)
         self._sent_bytes += len(data)
         self._answer_hash.update(data)
-        self._record(self.sent_tokens)
         self.owner.session.send_chunk(self.origin.channel, data, self.sent_tokens)
 
     def _claim_rest(self) -> bool:
@@ -334,7 +358,8 @@ class ServedRequest:
             if self.owner.session.window_bytes(self.origin.channel) < len(COUNT_CARRIER):
                 self.owner.held_for_window(self)
                 return False
-            self._send_bytes(COUNT_CARRIER, claimed)
+            self._record(claimed)
+            self._send(COUNT_CARRIER, claimed)
         return True
 
     def _regulate_engine(self) -> None:
@@ -379,9 +404,8 @@ class ServedRequest:
         self.phase = Phase.OVER
         # A failure of ours before the first token costs nothing; a cancel after the start does. So
         # does a link that died: else who drops it has prompts computed for nothing, for ever.
-        is_ours = reason in (FinishReason.HOST_ERROR, FinishReason.UNPAID)
-        has_answer = self.sent_tokens > 0 if is_ours else self._sent_bytes > 0
-        delivered = has_answer or reason in (FinishReason.CANCELLED, FinishReason.DISCONNECTED)
+        has_answer = self.sent_tokens > 0 if reason in _OURS else self._sent_bytes > 0
+        delivered = has_answer or reason in _LEFT
         usage = self._final_usage() if delivered else Usage()
         customer = self.origin.account.customer
         cost = customer.finish(self.origin.request.request_id, usage, delivered=delivered)

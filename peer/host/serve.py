@@ -79,6 +79,10 @@ class HostServer:
         self._offered: tuple[OfferedModel, ...] = ()
         self._offered_models: object = None
         self._settled = trio.Event()
+        prices = config.prices
+        self._is_free = not (
+            prices.in_micros_per_mtok or prices.out_micros_per_mtok or prices.minimum_micros
+        )
 
     # -- what the host is and offers -----------------------------------------------------------
 
@@ -99,10 +103,6 @@ class HostServer:
     @property
     def state(self) -> tuple[HostState, str]:
         """What the host does with new requests, and why."""
-        prices = self.config.prices
-        is_free = not (
-            prices.in_micros_per_mtok or prices.out_micros_per_mtok or prices.minimum_micros
-        )
         now = Circumstances(
             is_stopping=self.is_stopping,
             is_drained=self.is_drained,
@@ -111,7 +111,7 @@ class HostServer:
             clock_skew_ns_max=limits.CLOCK_SKEW_NS_MAX,
             journal_trouble=self.books.journal.trouble,
             is_engine_ready=self.engine.state is EngineState.READY,
-            has_keys=is_free or bool(self.books.settlement_keys),
+            has_keys=self._is_free or bool(self.books.settlement_keys),
         )
         return host_state(now, engine_detail=self.engine.detail, open_requests=self.open_requests)
 
@@ -301,7 +301,7 @@ class HostServer:
                 self._refuse_length(request, offered.offer.context_tokens)
             elif not request.ask_payment():
                 self.prompt_paid(request)
-        request.owner.flush()
+            request.owner.flush()
 
     def _refuse_length(self, request: ServedRequest, context_tokens: int) -> None:
         message = (
@@ -314,9 +314,15 @@ class HostServer:
     def prompt_paid(self, request: ServedRequest) -> None:
         """Put a request into the line for a slot, or let it run at once."""
         request.phase = Phase.WAITING
-        queued_before = self.queue.wait(request)
-        is_first = not queued_before and self.queue.free and self._may_run(request)
-        request.accepted(slots_free=self.queue.free, queued_before=0 if is_first else queued_before)
+        queue = self.queue
+        slots_free = queue.free
+        if slots_free and not queue.waiting and self._may_run(request):
+            request.accepted(slots_free=slots_free, queued_before=0)
+            queue.take()
+            self._run(request)
+            return
+        queued_before = queue.wait(request)
+        request.accepted(slots_free=slots_free, queued_before=queued_before)
         self.pump()
 
     # -- slots ---------------------------------------------------------------------------------
@@ -324,9 +330,12 @@ class HostServer:
     def pump(self) -> None:
         """Start whoever can start now."""
         while (request := self.queue.next_ready(self._may_run)) is not None:
-            request.has_slot = True
-            request.run()
-            request.owner.flush()
+            self._run(request)
+
+    def _run(self, request: ServedRequest) -> None:
+        request.has_slot = True
+        request.run()
+        request.owner.flush()
 
     def _may_run(self, request: ServedRequest) -> bool:
         """Return whether the money allows it, and a stranger has a slot of its own left."""
@@ -391,7 +400,8 @@ class HostServer:
         if request.has_slot:
             request.has_slot = False
             self.queue.give_back()
-            self.loop.call_later(0, self.pump)  # not from inside the request that ends
+            if self.queue.waiting:
+                self.loop.call_later(0, self.pump)  # not from inside the request that ends
         if not self.open_requests:
             self._settled.set()
 

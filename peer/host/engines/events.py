@@ -33,29 +33,29 @@ class EngineGarbageError(SparewattError):
     """Raised when an engine's answer is not a stream of chat completion events."""
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
     tool_calls: msgspec.Raw = _NULL
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     delta: _Delta
     finish_reason: str | None = None
 
 
-class _CachedDetails(msgspec.Struct):
+class _CachedDetails(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int
     completion_tokens: int = 0
     prompt_tokens_details: _CachedDetails | None = None
 
 
-class _Event(msgspec.Struct):
+class _Event(msgspec.Struct, gc=False):
     choices: list[_Choice] = []
     usage: _Usage | None = None
     error: msgspec.Raw = _NULL
@@ -85,6 +85,9 @@ class AnswerEvent(msgspec.Struct, frozen=True, gc=False):
     error: bool = False
 
 
+_DONE_EVENT = AnswerEvent(b"data: [DONE]\n\n", done=True)
+
+
 class EventSplitter:
     """Cuts an engine's bytes into events; drops comments, which engines send as pings."""
 
@@ -112,37 +115,43 @@ class EventSplitter:
 
 def _parse_block(block: bytes) -> AnswerEvent | None:
     """Return the event of a block of lines, or None if it brings nothing of the answer."""
-    payload = _payload_of(block.strip(b"\n"))
+    payload = _payload_of(block)
     if payload is None:
         return None
     if len(payload) + 8 > EVENT_BYTES_MAX:
         raise EngineGarbageError(f"an event of {len(payload)} bytes")
     if payload == _DONE:
-        return AnswerEvent(b"data: [DONE]\n\n", done=True)
+        return _DONE_EVENT
     try:
         event = _decode_event(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EngineGarbageError(f"an event that is no completion chunk: {error}") from error
     if event.prompt_progress is not _NULL and event.usage is None:
         return None  # llama.cpp's, and nobody else's business
+    tokens, finish = 0, None
+    for choice in event.choices:
+        if choice.delta.content or _says_something(choice.delta):
+            tokens += 1
+        if finish is None and choice.finish_reason is not None:
+            finish = _FINISH_REASONS.get(choice.finish_reason, FinishReason.STOP)
     return AnswerEvent(
-        b"data: " + payload + b"\n\n",
-        tokens=sum(map(_says_something, event.choices)),
-        usage=_usage_of(event.usage),
-        finish=_finish_of(event.choices),
-        error=event.error is not _NULL and bytes(event.error) != _NULL_BYTES,
+        b"data: %b\n\n" % payload,
+        tokens,
+        None if event.usage is None else _usage_of(event.usage),
+        finish,
+        False,
+        event.error is not _NULL and bytes(event.error) != _NULL_BYTES,
     )
 
 
 def _payload_of(block: bytes) -> bytes | None:
     """Return the data of one event's lines, joined as the SSE standard has it."""
-    if block.startswith(_DATA) and b"\n" not in block:
+    if block.startswith(_DATA) and b"\n" not in block:  # nearly all are
         return block[len(_DATA) :].strip(b" ")
-    parts = [
-        line[len(_DATA) :].strip(b" ") for line in block.split(b"\n") if line.startswith(_DATA)
-    ]
+    lines = block.strip(b"\n").split(b"\n")
+    parts = [line[len(_DATA) :].strip(b" ") for line in lines if line.startswith(_DATA)]
     if not parts:
-        if any(line and not _is_ignorable(line) for line in block.split(b"\n")):
+        if any(line and not _is_ignorable(line) for line in lines):
             raise EngineGarbageError("a line that is no server-sent event")
         return None
     return b"\n".join(parts)
@@ -152,8 +161,7 @@ def _is_ignorable(line: bytes) -> bool:
     return line.startswith((b":", b"event:", b"id:", b"retry:"))
 
 
-def _says_something(choice: _Choice) -> bool:
-    delta = choice.delta
+def _says_something(delta: _Delta) -> bool:
     return bool(
         delta.content
         or delta.reasoning_content
@@ -162,9 +170,7 @@ def _says_something(choice: _Choice) -> bool:
     )
 
 
-def _usage_of(usage: _Usage | None) -> Usage | None:
-    if usage is None:
-        return None
+def _usage_of(usage: _Usage) -> Usage:
     details = usage.prompt_tokens_details
     cached = (details.cached_tokens or 0) if details is not None else 0
     if not (
@@ -173,10 +179,3 @@ def _usage_of(usage: _Usage | None) -> Usage | None:
     ):
         raise EngineGarbageError("a usage with impossible counts")
     return Usage(usage.prompt_tokens, cached, usage.completion_tokens)
-
-
-def _finish_of(choices: list[_Choice]) -> FinishReason | None:
-    for choice in choices:
-        if choice.finish_reason is not None:
-            return _FINISH_REASONS.get(choice.finish_reason, FinishReason.STOP)
-    return None

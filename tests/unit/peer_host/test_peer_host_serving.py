@@ -364,6 +364,23 @@ async def test_gateway_frozen_is_given_up_and_its_engine_stopped(autojump_clock,
         assert world.engine.running == 0
 
 
+async def test_gateway_frozen_in_its_second_request_is_given_up_as_fast(
+    autojump_clock, tmp_path
+) -> None:
+    async with open_world(tmp_path, spec=FakeSpec(tokens=1000, token_s=0.1)) as world:
+        gateway = world.gateway
+        allowance_id = gateway.allow()
+        for rest_s in (0.1, 2.0, 0.1):  # with the last look planned for a busy link or an idle one
+            answer = gateway.ask(body(max_tokens=3), allowance_id)
+            await answer.over.wait()
+            await trio.sleep(rest_s)
+        answer = gateway.ask(body(), allowance_id)
+        await answer.first.wait()
+        world.network.freeze(world.node.peer_id)
+        await trio.sleep(4)
+        assert world.engine.running == 0
+
+
 async def test_hello_with_a_proof_of_another_pair_resets_the_link(autojump_clock, tmp_path) -> None:
     async with open_world(tmp_path) as world:
         thief = TestGateway(world.network, world.gateway.host, WALLET)
