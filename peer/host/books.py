@@ -33,6 +33,7 @@ from peer.host.journal_schema import Closed
 _LOG = logging.getLogger(__name__)
 
 BATCHES_AWAITING_COSIGN_MAX = 4096
+VOUCHER_WITHIN_S = 0.02  # of a customer none of whose requests waits: it shares a commit
 CUSTOMERS_COUNT_MAX = 20_000  # remembered; a few KiB each
 CUSTOMER_WALLETS_MAX = 8  # gateways of one account; each is trusted by what it paid itself
 
@@ -215,7 +216,12 @@ class Books:
     # -- vouchers ------------------------------------------------------------------------------
 
     def take_voucher(
-        self, account: Account | None, envelope: bytes, *, durable: Callable[[], None]
+        self,
+        account: Account | None,
+        envelope: bytes,
+        *,
+        durable: Callable[[], None],
+        is_awaited: bool,
     ) -> ErrorInfo | None:
         """Check a voucher, write it down, and then count it as paid.
 
@@ -223,6 +229,7 @@ class Books:
             account: The session's.
             envelope: As the gateway sent it.
             durable: Called when it is on disk and counted.
+            is_awaited: Whether a request goes on only then; else ``hurry`` when one waits.
         """
         try:
             voucher = unseal(VOUCHER, envelope, network_id=self.network_id)
@@ -235,13 +242,18 @@ class Books:
         if check.outcome is VoucherOutcome.EQUIVOCATION:
             self._keep_evidence(account)
         if check.pays:
-            self._write_voucher(account, voucher, durable)
+            is_urgent = is_awaited or account.customer.is_stranger
+            self._write_voucher(account, voucher, durable, 0.0 if is_urgent else VOUCHER_WITHIN_S)
         elif check.outcome is VoucherOutcome.REFUSED:
             return _allowance_refused(f"voucher: {check.reason}", allowance_id)
         return None
 
     def _write_voucher(
-        self, account: Account, voucher: Signed[Voucher], durable: Callable[[], None]
+        self,
+        account: Account,
+        voucher: Signed[Voucher],
+        durable: Callable[[], None],
+        within_s: float,
     ) -> None:
         now_ns = self.clock()
         day = now_ns // limits.DAY_NS
@@ -261,7 +273,12 @@ class Books:
                 account.customer.grant_slots(self.slots)
             durable()
 
-        self.journal.put_voucher(voucher, day=day, durable=written)
+        self.journal.put_voucher(voucher, day=day, durable=written, within_s=within_s)
+
+    def hurry(self, account: Account) -> None:
+        """Have a customer's vouchers on disk as soon as can be: a request waits for them."""
+        if account.writing_count:
+            self.journal.hurry()
 
     def _keep_evidence(self, account: Account) -> None:
         for first, second in account.customer.evidence:

@@ -29,6 +29,8 @@ from peer.group_commit import (
 )
 from peer.host import journal_schema as sql
 
+BATCH_WITHIN_S = 0.02  # it waited up to 50 ms for its receipts already; nothing hangs on it
+
 
 @dataclass(frozen=True, slots=True)
 class StoredAllowance:
@@ -95,12 +97,21 @@ class Journal(GroupCommit):
         parameters = (value.allowance_id, value.pseudonym, value.settle_by_ns, allowance.envelope)
         self.put(sql.PUT_ALLOWANCE, parameters)
 
-    def put_voucher(self, voucher: Signed[Voucher], *, day: int, durable: Durable) -> None:
-        """Keep a voucher if it is the best of its allowance, and count what it brought."""
+    def put_voucher(
+        self, voucher: Signed[Voucher], *, day: int, durable: Durable, within_s: float = 0.0
+    ) -> None:
+        """Keep a voucher if it is the best of its allowance, and count what it brought.
+
+        Args:
+            voucher: Its signature verifies.
+            day: The UTC day on which it counts.
+            durable: Called when it is on disk.
+            within_s: When to commit at the latest; ``hurry`` if somebody waits after all.
+        """
         value = voucher.value
         self.put(sql.ADD_EARNINGS, (day, value.cum_micros, value.allowance_id))
         best = (value.allowance_id, value.sequence, value.cum_micros, voucher.envelope)
-        self.put(sql.PUT_VOUCHER, best, durable)
+        self.put(sql.PUT_VOUCHER, best, durable, within_s=within_s)
 
     def put_batch(
         self,
@@ -123,7 +134,7 @@ class Journal(GroupCommit):
             value.signed_at_ns,
             batch.envelope,
         )
-        self.put(sql.PUT_BATCH, row_batch, durable)
+        self.put(sql.PUT_BATCH, row_batch, durable, within_s=BATCH_WITHIN_S)
 
     def put_cosignature(self, batch_digest: Digest, envelope: bytes) -> None:
         """Keep the gateway's agreement with a batch; it is submitted again with it."""

@@ -332,7 +332,10 @@ class HostLink:
 
     def _take_voucher(self, envelope: bytes) -> None:
         refusal = self._server.books.take_voucher(
-            self.account, envelope, durable=self._voucher_durable
+            self.account,
+            envelope,
+            durable=self._voucher_durable,
+            is_awaited=bool(self._held),
         )
         if refusal is not None:
             self._say(refusal)
@@ -361,6 +364,7 @@ class HostLink:
     def held_for_money(self, request: ServedRequest) -> None:
         """Wait for a voucher, but not for ever."""
         self._held[request] = None
+        self._server.books.hurry(request.origin.account)
         if self._unpaid_timer is None:
             is_stranger = request.origin.account.customer.is_stranger
             wait_ns = limits.STRANGER_UNPAID_ABORT_NS if is_stranger else limits.UNPAID_ABORT_NS

@@ -46,6 +46,7 @@ KEY_NAME = "node.key"
 JOURNAL_NAME = "journal.sqlite"
 ENGINE_SOCKET_NAME = "engine.sock"
 ENGINE_LOG_NAME = "engine.log"
+ENGINE_GATHER_S = 0.001  # tokens wait for the pump's next write anyway
 READY_WAIT_S = 10.0  # for settlement and the DHT; the host serves without either
 STOP_S_MAX = 6.0
 STOP_SEND_S = 0.5  # for the last frames to leave
@@ -136,7 +137,7 @@ class _Host:
         self._clock = clock
         self._tools = tools
         self._logbook = logbook
-        self._loop = Loop()
+        self._loop = Loop(gather_s=ENGINE_GATHER_S)
         self._engine = tools.engine or make_engine(config, self._loop)
         self._hardware = read_hardware()
 

@@ -96,11 +96,28 @@ class EngineClient:
         Raises:
             LocalProtocolError: When a header is malformed.
         """
+        head = self.open_head(method, path, headers)
+        if not body and method == "GET":
+            return self._send(head + b"\r\n", handler)
+        return self.post_to(head, body, handler)
+
+    def open_head(self, method: str, path: str, headers: Headers) -> bytes:
+        """Return a request's head but for its length and end, to be used again and again.
+
+        Raises:
+            LocalProtocolError: When a header is malformed.
+        """
         framing = f"host: {self._target.host_field}\r\n"
-        if body or method != "GET":
-            framing += f"content-length: {len(body)}\r\n"
         first_line = f"{method} {self._target.base_path}{path} HTTP/1.1\r\n"
-        call = EngineCall(self, handler, encode_head(first_line, headers, framing) + body)
+        return encode_head(first_line, headers, framing)[: -len(b"\r\n")]
+
+    def post_to(self, head: bytes, body: bytes, handler: ResponseHandler) -> "EngineCall":
+        """Send a request with a head from ``open_head``; see ``request``."""
+        request = b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+        return self._send(request, handler)
+
+    def _send(self, request: bytes, handler: ResponseHandler) -> "EngineCall":
+        call = EngineCall(self, handler, request)
         self._dispatch(call)
         return call
 

@@ -138,6 +138,13 @@ class ClientConnection:
         self._loop = loop
         self._target = target
         self._limits = limits
+        self._patience_s = {
+            Wait.CONNECT: limits.connect_s,
+            Wait.SEND: limits.send_s,
+            Wait.HEAD: limits.head_s,
+            Wait.BODY: limits.idle_s,
+            Wait.NOTHING: limits.kept_s,
+        }
         self._reader = _ResponseReader(limits.header_bytes_max)
         self._call: Answered | None = None
         self._request = b""
@@ -220,15 +227,7 @@ class ClientConnection:
     # -- waiting ---------------------------------------------------------------------------------
     def _await(self, wait: Wait) -> None:
         self._wait = wait
-        limits = self._limits
-        seconds = {
-            Wait.CONNECT: limits.connect_s,
-            Wait.SEND: limits.send_s,
-            Wait.HEAD: limits.head_s,
-            Wait.BODY: limits.idle_s,
-            Wait.NOTHING: limits.kept_s,
-        }[wait]
-        self._set_deadline(seconds)
+        self._set_deadline(self._patience_s[wait])
         self._watch()
 
     def _watch(self) -> None:

@@ -33,6 +33,7 @@ EventCallback = Callable[[int], None]
 Action = Callable[[], None]
 
 _TIMERS_COMPACTED_MIN = 64  # below this many dead timers the heap is left alone
+_GATHER_EVENTS_MIN = 4  # a turn with fewer is no reason to let the next one wait
 
 
 class TaskStatus(Protocol):
@@ -45,16 +46,12 @@ class TaskStatus(Protocol):
 class Timer:
     """A callback that is due at a time, until it is cancelled."""
 
-    __slots__ = ("_order", "_owner", "action", "deadline")
+    __slots__ = ("_owner", "action", "deadline")
 
-    def __init__(self, owner: "Loop", deadline: float, order: int, action: Action) -> None:
+    def __init__(self, owner: "Loop", deadline: float, action: Action) -> None:
         self._owner = owner
-        self._order = order
         self.deadline = deadline
         self.action: Action | None = action
-
-    def __lt__(self, other: "Timer") -> bool:
-        return (self.deadline, self._order) < (other.deadline, other._order)
 
     def cancel(self) -> None:
         """Let it never run; harmless when it has run."""
@@ -70,15 +67,24 @@ class Loop:
     ``crashed`` action runs (which closes the connection), and the loop goes on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, gather_s: float = 0.0) -> None:
+        """Make a loop.
+
+        Args:
+            gather_s: After a turn with several events, the least time from its begin to the next
+                turn's. A turn costs a round through trio, whatever is in it.
+        """
         self._epoll = select.epoll()
+        self._gather_s = gather_s
+        self._gather_until_s = -math.inf
         self._watches: dict[int, tuple[EventCallback, Action]] = {}
-        self._timers: list[Timer] = []
+        self._timers: list[tuple[float, int, Timer]] = []  # by deadline, then by age
         self._timers_dead = 0
         self._orders = itertools.count()
         self._turn_end: list[tuple[Action, Action]] = []
         self._closing: list[socket.socket] = []
         self._depth = 0
+        self._turn_s = 0.0
         self._wait_scope: trio.CancelScope | None = None
 
     # -- sockets --------------------------------------------------------------------------------
@@ -120,13 +126,13 @@ class Loop:
 
     # -- time -----------------------------------------------------------------------------------
     def now(self) -> float:
-        """Return trio's monotonic time in seconds."""
-        return trio.current_time()
+        """Return trio's monotonic time in seconds; within a turn, that of its begin."""
+        return self._turn_s if self._depth else trio.current_time()
 
     def call_later(self, seconds: float, action: Action) -> Timer:
         """Run ``action`` once, ``seconds`` from now, inside a turn."""
-        timer = Timer(self, trio.current_time() + seconds, next(self._orders), action)
-        heapq.heappush(self._timers, timer)
+        timer = Timer(self, self.now() + seconds, action)
+        heapq.heappush(self._timers, (timer.deadline, next(self._orders), timer))
         scope = self._wait_scope
         if scope is not None and scope.deadline > timer.deadline:
             scope.deadline = timer.deadline
@@ -135,7 +141,7 @@ class Loop:
     def _timer_cancelled(self) -> None:
         self._timers_dead += 1
         if self._timers_dead >= max(_TIMERS_COMPACTED_MIN, len(self._timers) // 2):
-            self._timers = [timer for timer in self._timers if timer.action is not None]
+            self._timers = [each for each in self._timers if each[2].action is not None]
             heapq.heapify(self._timers)
             self._timers_dead = 0
 
@@ -152,6 +158,8 @@ class Loop:
 
         Never await inside.
         """
+        if not self._depth:
+            self._turn_s = trio.current_time()
         self._depth += 1
         try:
             yield
@@ -201,18 +209,28 @@ class Loop:
             self._epoll.close()
 
     async def _wait(self) -> None:
-        with trio.CancelScope(deadline=self._next_deadline()) as self._wait_scope:
-            await trio.lowlevel.wait_readable(self._epoll.fileno())
+        deadline = self._next_deadline()
+        is_gathering = self._gather_until_s > trio.current_time()
+        if is_gathering:
+            deadline = min(deadline, self._gather_until_s)
+        with trio.CancelScope(deadline=deadline) as self._wait_scope:
+            if is_gathering:
+                await trio.sleep_forever()
+            else:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
         self._wait_scope = None
 
     def _next_deadline(self) -> float:
         if self._turn_end:
             return -math.inf
-        return self._timers[0].deadline if self._timers else math.inf
+        return self._timers[0][0] if self._timers else math.inf
 
     def _run_turn(self) -> None:
         with self.turn():
-            for descriptor, mask in self._epoll.poll(0, EVENTS_PER_POLL_MAX):
+            ready = self._epoll.poll(0, EVENTS_PER_POLL_MAX)
+            if len(ready) >= _GATHER_EVENTS_MIN:
+                self._gather_until_s = self._turn_s + self._gather_s
+            for descriptor, mask in ready:
                 watch = self._watches.get(descriptor)
                 if watch is not None:
                     self._dispatch(watch[0], mask, watch[1])
@@ -227,8 +245,8 @@ class Loop:
 
     def _run_due_timers(self) -> None:
         now = trio.current_time()
-        while self._timers and self._timers[0].deadline <= now:
-            timer = heapq.heappop(self._timers)
+        while self._timers and self._timers[0][0] <= now:
+            _, _, timer = heapq.heappop(self._timers)
             if timer.action is None:
                 self._timers_dead -= 1
                 continue

@@ -79,14 +79,14 @@ class HttpEngineClient:
         self._headers = {"content-type": "application/json"}
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
-        self._chat_path = chat_path
+        self._chat_head = self._client.open_head("POST", chat_path, self._headers)
         self._count_path = count_path
         self._small: dict[_SmallAnswer, None] = {}
 
     def start(self, body: bytes, sink: EngineSink) -> EngineCall:
         """Ask for an answer as an event stream."""
         answer = _Answer(sink, self._loop, self._token_s)
-        answer.call = self._client.post(self._chat_path, self._headers, body, answer)
+        answer.call = self._client.post_to(self._chat_head, body, answer)
         return answer
 
     def count_prompt(self, body: bytes, counted: PromptCounted) -> None:

@@ -226,8 +226,9 @@ def prepare_request(kind: str, body: bytes, bounds: EngineLimits) -> PreparedReq
     if refusal is not None:
         return refusal
     kept: dict[str, object] = {}
+    rules = TABLES[kind]
     for name, value in fields.items():
-        outcome = _apply(TABLES[kind].get(name), name, value, kept)
+        outcome = _apply(rules.get(name), name, value, kept)
         if outcome is not None:
             return outcome
     output_tokens = _output_bound(kept, bounds.output_tokens_max)
@@ -247,13 +248,14 @@ def _apply(
     """Put one parameter into ``kept`` as its rule says, or return the refusal."""
     if rule is None:
         return _unsupported(name[:NAME_BYTES_MAX])
-    if rule.action is Action.REFUSE:
+    action = rule.action
+    if action is Action.REFUSE:
         return None if value in rule.neutral else _unsupported(name)
-    if rule.action in (Action.DROP, Action.FORCE) or value is None:
+    if value is None or action is Action.DROP or action is Action.FORCE:
         return None
     if not rule.check(value):
         return _invalid(f"{name} must be {rule.expects}", name)
-    if rule.action is Action.CLAMP and isinstance(value, int) and rule.high:
+    if action is Action.CLAMP and isinstance(value, int) and rule.high:
         value = min(max(value, rule.low), rule.high)
     kept[name] = value
     return None

@@ -219,7 +219,7 @@ async def test_books_forget_what_can_be_settled_no_more(autojump_clock, tmp_path
         allowance = of_customer("allowance")
         account = take(books, "allowance")
         voucher = money.voucher(1, 100).envelope
-        assert books.take_voucher(account, voucher, durable=lambda: None) is None
+        assert books.take_voucher(account, voucher, durable=lambda: None, is_awaited=True) is None
         await books.journal.flush()
         books.prune(allowance.value.settle_by_ns)
         assert books.unsettled_micros == 100
@@ -255,7 +255,7 @@ async def test_allowance_of_a_host_that_leaves_is_closed_once_all_is_paid_and_po
     async with open_books(tmp_path) as books, open_settler(books) as (settler, settlement):
         account = take(books, "allowance")
         voucher = money.voucher(1, 100).envelope
-        assert books.take_voucher(account, voucher, durable=lambda: None) is None
+        assert books.take_voucher(account, voucher, durable=lambda: None, is_awaited=True) is None
         await books.journal.flush()
         assert not books.wants_settling(is_leaving=False)
         assert await settler.settle()

@@ -4,6 +4,7 @@ import socket
 
 import pytest
 import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from peer.http.loop import READABLE, WRITABLE, Loop
 
@@ -152,3 +153,38 @@ async def test_loop_removed_socket_gets_no_event_of_the_same_turn(loop: Loop) ->
     assert len(woken) == 1
     for _, theirs in pairs:
         theirs.close()
+
+
+async def test_loop_that_gathers_lets_the_next_turn_wait_after_a_full_one_only(
+    mock_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    loop = Loop(gather_s=0.5)
+    await nursery.start(loop.run)
+    pairs = [socket.socketpair() for _ in range(4)]
+    heard: list[bytes] = []
+    for ours, _ in pairs:
+        loop.add(ours, lambda _, ours=ours: heard.append(ours.recv(9)), READABLE, crashed=nothing)
+
+    async def say(words: bytes, count: int) -> None:
+        with loop.turn():
+            for _, theirs in pairs[:count]:
+                theirs.send(words)
+        await wait_all_tasks_blocked()
+
+    await say(b"one", 1)
+    await say(b"again", 1)
+    assert heard == [b"one", b"again"]  # few events: each at once
+    await say(b"many", 4)
+    assert heard[2:] == [b"many"] * 4
+    await say(b"soon", 1)
+    assert len(heard) == 6
+    ran: list[str] = []
+    loop.at_turn_end(lambda: ran.append("queued"), crashed=nothing)
+    await wait_all_tasks_blocked()
+    assert ran == ["queued"]  # whoever asks for a turn gets it
+    mock_clock.jump(0.5)
+    await wait_all_tasks_blocked()
+    assert heard[6:] == [b"soon"]
+    for pair in pairs:
+        for each in pair:
+            loop.close(each)
