@@ -365,17 +365,22 @@ class Session:
         fields.fill_request(state.writer.add_body(channel, size + 96).request, request)
         return channel
 
-    def consumed(self, channel: int, count_bytes: int) -> None:
+    def consumed(self, channel: int, count_bytes: int) -> bool:
         """Say that chunk data was passed on to the client, so that the host may send more.
 
         Does nothing on a channel that is over: the client may well be slower than the host.
+
+        Returns:
+            Whether the host is to be told, so that there is something to send.
         """
         request = self._gateway_channel(channel)
-        if request is not None and request.consume(channel, count_bytes):
-            request.mine = next_gateway_state(request.mine, "window", channel, ours=True)
-            request.granted_bytes = request.consumed_bytes
-            window = self._state.writer.add(channel, 0).window
-            window.consumed_bytes = request.consumed_bytes
+        if request is None or not request.consume(channel, count_bytes):
+            return False
+        request.mine = next_gateway_state(request.mine, "window", channel, ours=True)
+        request.granted_bytes = request.consumed_bytes
+        window = self._state.writer.add(channel, 0).window
+        window.consumed_bytes = request.consumed_bytes
+        return True
 
     def send_voucher(self, envelope: bytes) -> None:
         """Pay. The voucher must be durable here before."""

@@ -157,6 +157,8 @@ class AnswerReader:
             self._rest = b""
         if not data.endswith(b"\n\n"):
             data = self._keep_rest(data)
+        if 0 < data.find(b"\n\n") == len(data) - 2:  # nearly always: one event
+            return data if self._read_event(data[:-2]) else b""
         events = data.split(b"\n\n")
         kept = [event for event in events if event and self._read_event(event)]
         if len(kept) == len(events) - 1:
@@ -177,8 +179,8 @@ class AnswerReader:
             if event.startswith(b":"):
                 return False
             raise RemoteProtocolError("the answer is no stream of server-sent data events")
-        payload = event[5:].strip()
-        if payload == b"[DONE]":
+        payload = event[5:]
+        if payload.strip() == b"[DONE]":
             return False
         try:
             chunk = _DECODER.decode(payload)

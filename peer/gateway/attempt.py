@@ -103,19 +103,20 @@ class Attempt:
 
     def accepted(self, queued_before: int) -> None:
         """Note that the host took it."""
-        self.timing.heard_ns = self.now()
+        self.timing.heard_ns = self.port.heard_ns
 
     def started(self, prompt_tokens: int) -> None:
         """Note that the prompt is owed from here on."""
         self.prompt_started = True
-        self.timing.heard_ns = self.now()
+        self.timing.heard_ns = self.port.heard_ns
 
     def chunk(self, data: bytes) -> int:
         """Read events, pass them on, and return how many bytes of them are text."""
-        self.timing.heard_ns = self.now()
-        shown = self.reader.feed(data)
-        counted = self.reader.text_bytes - self._counted_bytes
-        self._counted_bytes = self.reader.text_bytes
+        self.timing.heard_ns = self.port.heard_ns
+        reader = self.reader
+        shown = reader.feed(data)
+        counted = reader.text_bytes - self._counted_bytes
+        self._counted_bytes = reader.text_bytes
         if self.live:
             self._deliver(shown, len(data))
         else:

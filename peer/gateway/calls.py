@@ -126,6 +126,10 @@ class HostPort(Protocol):
     def peer_id(self) -> PeerId:
         """The host."""
 
+    @property
+    def heard_ns(self) -> int:
+        """Monotonic; when the host was heard last, or a little later."""
+
     def open(
         self,
         request: OutgoingRequest,

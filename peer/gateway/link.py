@@ -63,6 +63,7 @@ class HostLink:
     """Implements ``p2p.overlay.LinkOwner`` for the bytes and ``HostPort`` for the dispatcher.
 
     Attributes:
+        heard_ns: Monotonic; when bytes came last, the time of the events that they brought.
         quotes: The latest quote per model.
         slots_free: What the host last said; -1 before it said anything.
     """
@@ -77,7 +78,7 @@ class HostLink:
         self._cancelled_ns: dict[int, int] = {}
         self._unbatched: dict[Digest, tuple[Receipt, bytes]] = {}
         self._opened_ns = context.now()
-        self._heard_ns = self._opened_ns
+        self.heard_ns = self._opened_ns
         self._asked_ns: dict[str, int] = {}
         self._over = False
         self._is_torn = False
@@ -189,8 +190,7 @@ class HostLink:
 
     def consumed(self, channel: int, count_bytes: int) -> None:
         """Open the channel's window again."""
-        if channel in self._channels:
-            self._session.consumed(channel, count_bytes)
+        if channel in self._channels and self._session.consumed(channel, count_bytes):
             self._wake()
 
     def show_allowance(self) -> None:
@@ -226,7 +226,7 @@ class HostLink:
             if due_ns is not None and due_ns <= now_ns:
                 for event in self._session.handle_timer(now_ns):
                     self._take(event)
-            if now_ns - self._heard_ns >= limits.VOUCHER_IDLE_NS:
+            if now_ns - self.heard_ns >= limits.VOUCHER_IDLE_NS:
                 self._settle_up(idle=True)
             self._renew_quotes(now_ns)
             self._give_up_unended(now_ns)
@@ -261,8 +261,8 @@ class HostLink:
         """Take bytes that came; a host that breaks the protocol loses the link."""
         self._is_torn = True  # as long as this has not come to its end
         with self._context.turn():
-            self._heard_ns = self._context.now()
-            for event in self._session.receive_data(data, self._heard_ns):
+            self.heard_ns = self._context.now()
+            for event in self._session.receive_data(data, self.heard_ns):
                 self._take(event)
             self._settle_up(idle=not self._channels)
             self._wake()
@@ -431,23 +431,20 @@ class HostLink:
         if held is None:
             return
         held.answer_hash.update(event.data)
-        counted = self._owner_reads(event, held) + held.slack_bytes
+        counted = held.slack_bytes
         held.slack_bytes = 0
+        if held.refused:
+            self._session.consumed(event.channel, len(event.data))
+        else:
+            try:
+                counted += held.owner.chunk(event.data)
+            except RemoteProtocolError as error:  # no answer: it fails the request, not the link
+                self._refuse(event.channel, held, str(error))
         refusal = self._purse.account.chunk(
             held.request.request_id, counted, event.completion_tokens
         )
-        self._refuse_count(event.channel, held, refusal)
-
-    def _owner_reads(self, event: events.ChunkReceived, held: _Channel) -> int:
-        """Let the owner read a chunk; an answer that is none fails the request, not the link."""
-        if held.refused:
-            self._session.consumed(event.channel, len(event.data))
-            return 0
-        try:
-            return held.owner.chunk(event.data)
-        except RemoteProtocolError as error:
-            self._refuse(event.channel, held, str(error))
-            return 0
+        if refusal is not None:
+            self._refuse_count(event.channel, held, refusal)
 
     def _refuse_count(self, channel: int, held: _Channel, refusal: CountRefusal | None) -> None:
         if refusal is not None and not held.refused:

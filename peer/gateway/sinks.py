@@ -58,6 +58,7 @@ class StreamSink(_Sink):
         self._include_usage = include_usage
         self._credits: deque[tuple[int, int]] = deque()
         self._sent_bytes = 0
+        self._waiting_bytes = self._waiting_credit_bytes = 0
         exchange.on_sent = self._on_sent
 
     def begin(self, route: Route, reader: AnswerReader) -> None:
@@ -70,7 +71,10 @@ class StreamSink(_Sink):
 
     def write(self, data: bytes, credit_bytes: int) -> None:
         """Pass events on."""
-        self._credits.append((len(data), credit_bytes))
+        length = len(data)
+        self._credits.append((length, credit_bytes))
+        self._waiting_bytes += length
+        self._waiting_credit_bytes += credit_bytes
         self._exchange.write(data)
 
     def finish(self, answer: Answer) -> None:
@@ -91,10 +95,16 @@ class StreamSink(_Sink):
     def _on_sent(self, count_bytes: int) -> None:
         self._sent_bytes += count_bytes
         credit = 0
+        if self._sent_bytes == self._waiting_bytes:  # nearly always: all that was written has left
+            credit = self._waiting_credit_bytes
+            self._credits.clear()
+            self._sent_bytes = self._waiting_bytes = 0
         while self._credits and self._credits[0][0] <= self._sent_bytes:
             length, credit_bytes = self._credits.popleft()
             self._sent_bytes -= length
+            self._waiting_bytes -= length
             credit += credit_bytes
+        self._waiting_credit_bytes -= credit
         if credit and self._ticket is not None:
             self._ticket.consumed(credit)
 

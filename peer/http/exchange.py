@@ -161,7 +161,7 @@ class Exchange:
             return
         self._written.append(data)
         self._written_bytes += len(data)
-        if self.buffered_bytes > self._buffer_bytes_max:
+        if self._written_bytes + self._carrier.buffered_bytes > self._buffer_bytes_max:
             self._carrier.flush_later(self._carrier.abort)
         self._flush_later()
 
@@ -196,21 +196,30 @@ class Exchange:
         self._flush_due = False
         if not self._open:
             return
-        data = b"".join(self._written)
-        self._written.clear()
+        written = self._written
+        data = written[0] if len(written) == 1 else b"".join(written)
+        written.clear()
         self._written_bytes = 0
+        carrier = self._carrier
         if self._finished:
             self._open = False
-        self._carrier.send(self._frame(data))
-        if self._finished:
-            self._carrier.exchange_ended(keep_alive=self._keep_alive)
-        elif data:
-            end = self._carrier.sent_bytes + self._carrier.buffered_bytes
-            self._credits.append((end, len(data)))
+            carrier.send(self._frame(data))
+            carrier.exchange_ended(keep_alive=self._keep_alive)
+            return
+        carrier.send(self._frame(data))
+        if not data:
+            return
+        waiting_bytes = carrier.buffered_bytes
+        if waiting_bytes or self._credits:
+            self._credits.append((carrier.sent_bytes + waiting_bytes, len(data)))
             self.report_sent()
+        elif self.on_sent is not None:  # nearly always: the kernel took it all
+            self.on_sent(len(data))
 
     def _frame(self, data: bytes) -> bytes:
         """Return head, chunk and end, as far as they are due; no body answers a HEAD request."""
+        if self._chunked and data and not (self._head or self._finished):  # nearly always
+            return encode_chunk(data)
         head, self._head = self._head, b""
         if not has_body(self._request.method, 200):
             return head

@@ -178,3 +178,11 @@ def test_answer_countable_bytes_grant_stop_texts_and_slack_per_choice() -> None:
 )
 def test_dollars_are_printed_from_integers(micros: int, text: str) -> None:
     assert dollars(micros) == text
+
+
+def test_reader_empty_events_are_skipped_alone_and_between_others() -> None:
+    reader = AnswerReader(1)
+    assert reader.feed(b"\n\n") == b""
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
+    assert reader.feed(event) == event
+    assert reader.feed(event + b"\n\n" + event) == event + event
