@@ -12,7 +12,7 @@ import trio
 
 from p2p import limits
 from p2p.limits import SECOND_NS
-from p2p.types import PublicKey
+from p2p.types import AllowanceId, PublicKey
 from peer.gateway.journal import Journal
 from peer.gateway.wallet import SettlementPort
 from peer.group_commit import JournalError
@@ -21,6 +21,7 @@ from peer.settlement_client import (
     ReceiptItem,
     SettlementRefusedError,
     SettlementUnreachableError,
+    VoucherOutcome,
 )
 
 LOG = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Books:
     """The slow side of the money.
 
     Attributes:
+        order_again: Has settlement asked once more for an allowance; False if it is not in use.
         clock_trouble: Why we must not serve: our clock is too far off; empty if it is not.
         enrol_trouble: Why settlement does not know us, or empty.
         keys: Settlement's signing keys, as far as known.
@@ -48,6 +50,7 @@ class Books:
     settlement: SettlementPort
     network: Callable[[], Awaitable[NetworkStatus]]
     enrol: Callable[[str], Awaitable[str]]
+    order_again: Callable[[AllowanceId], bool] = lambda allowance_id: False
     clock_trouble: str = ""
     enrol_trouble: str = ""
     keys: frozenset[PublicKey] = frozenset()
@@ -142,7 +145,9 @@ class Books:
             return
         results = await self.settlement.vouchers([envelope for _, _, envelope in items])
         for (allowance_id, cum_micros, _), result in zip(items, results, strict=True):
-            # Whatever it said of this voucher, saying it again would not change it.
+            if result.outcome is VoucherOutcome.REFUSED and self.order_again(allowance_id):
+                continue  # settlement came back from a backup: it goes again once it is known
+            # Whatever else it said of this voucher, saying it again would not change it.
             self.journal.mark_posted(allowance_id, max(cum_micros, result.cum_micros))
 
     async def _submit_receipts(self) -> None:

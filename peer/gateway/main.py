@@ -161,6 +161,7 @@ class _Gateway:
             wallet = Wallet(journal, client, self._seed, network.network_id, self._clock)
             await wallet.restore()
             books = self._make_books(journal, client)
+            books.order_again = wallet.order_again
             rng = Random(self._tools.rng.getrandbits(64))
             core = make_core(wallet, self._config.policy, rng)
             async with trio.open_nursery() as tasks:

@@ -259,6 +259,17 @@ class Wallet:
             taken = purse.current.value.max_micros - purse.left_micros()
         self.order(host, taken + micros)
 
+    def order_again(self, allowance_id: AllowanceId) -> bool:
+        """Ask for an allowance that settlement seems to have forgotten; return whether it is used.
+
+        Under its old id and for as much, so that what was vouched for under it can be posted.
+        """
+        for purse in self._purses.values():
+            if purse.current is not None and purse.allowance_id == allowance_id:
+                self.order(purse.host, purse.current.value.max_micros)
+                return True
+        return False
+
     def order(self, host: PeerId, micros: int) -> None:
         """Ask settlement, soon, for an allowance of so much in all; never waits.
 

@@ -154,7 +154,13 @@ class FakeSettlement:
     async def vouchers(self, envelopes: Sequence[bytes]) -> tuple[VoucherResult, ...]:
         await self._travel()
         self.submitted_vouchers += envelopes
-        return tuple(VoucherResult("", VoucherOutcome.POSTED, 0, 0, "") for _ in envelopes)
+        return tuple(self._post(envelope) for envelope in envelopes)
+
+    def _post(self, envelope: bytes) -> VoucherResult:
+        allowance_id = unseal(VOUCHER, envelope, network_id=TEST_NETWORK).value.allowance_id
+        is_known = allowance_id in self.allowances
+        outcome = VoucherOutcome.POSTED if is_known else VoucherOutcome.REFUSED
+        return VoucherResult(allowance_id.hex(), outcome, 0, 0, "" if is_known else "unknown")
 
     async def closes(self, envelopes: Sequence[bytes]) -> tuple[CloseResult, ...]:
         await self._travel()

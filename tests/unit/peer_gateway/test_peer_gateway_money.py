@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 import trio
-from gateway_kit import FakeSettlement, Script, chat, key, offer, open_world
+from gateway_kit import FakeSettlement, Script, chat, key, offer, open_world, until
 from msgspec import structs
 from trio.testing import MockClock
 
@@ -298,3 +298,23 @@ async def test_restarted_gateway_does_not_pay_what_a_disputed_receipt_asked(
     async with open_world(tmp_path, network=network) as world:
         (purse,) = world.parts.core.wallet.purses()
         assert purse.account.owed_micros(purse.allowance_id) == paid > 0
+
+
+async def test_settlement_back_from_a_backup_is_asked_again_for_the_allowance_in_use(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(tmp_path, first=Script()) as world:
+        await world.ask(chat(), folds=True).wait()
+        await world.wait_settled()
+        settlement, wallet = world.settlement, world.parts.core.wallet
+        books = make_books(world.journal, settlement)
+        books.order_again = wallet.order_again
+        forgotten = dict(settlement.allowances)
+        settlement.allowances.clear()
+        await books.submit()
+        await until(lambda: settlement.allowances.keys() == forgotten.keys())
+        assert len(settlement.submitted_vouchers) == 1
+        await books.submit()
+        assert len(settlement.submitted_vouchers) == 2
+        await books.submit()
+        assert len(settlement.submitted_vouchers) == 2
