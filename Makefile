@@ -2,11 +2,13 @@
 #   make demo                       the whole network on this machine, one question, one bill
 #   make demo ONCE=1 REPORT=r.json  the same, then exit 0 only if every check held
 #   make test | test-all | lint | lock
+#   make soak                       what random tests find in hours; SEEDS=500 for less of it
 #   make bench                      how fast the main path is, in 20 min; QUICK=1 in 2 (docs/performance.md)
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help apt apt-bench apt-node bench fuzz soak-fuzz demo test test-all lint lock venv-demo venv-dev soak-power soak-kill clean
+.PHONY: help apt apt-bench apt-node bench fuzz demo test test-all lint lock venv-demo venv-dev clean \
+	soak soak-sim soak-power soak-kill soak-fuzz
 
 # The first of these that is new enough: the usual name, then the versions that CI runs.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
@@ -19,7 +21,7 @@ PYTEST := $(BIN)/python -m pytest
 PLAIN := not engine and not node and not apt and not slow
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
 
 venv-demo venv-dev:
 	@if test -z "$(PYTHON)"; then \
@@ -63,6 +65,14 @@ fuzz: venv-dev
 
 soak-fuzz:
 	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600
+
+# Each part can be run alone; a part that fails stops the rest and says how to repeat it.
+SOAKS := soak-sim soak-power soak-kill soak-fuzz
+soak: $(SOAKS)
+
+SEEDS ?= 10000
+soak-sim: venv-dev
+	$(BIN)/python tests/sim/sim_soak.py --seeds $(SEEDS)
 
 # One path is compared with nginx and vllm-router; what can't be had is left out, and said.
 apt-bench:
