@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from p2p.errors import ErrorCode
+from p2p.limits import STRANGER_SLOTS_COUNT
 from p2p.session.events import ErrorInfo
 
 ItemT = TypeVar("ItemT")
 
 RETRY_AFTER_MS_MIN = 500
 RETRY_AFTER_MS_MAX = 30_000
+QUEUE_SHARES_COUNT = 4  # a stranger gets one of them, so that others find a place in the line
 FREE_SLOTS_PER_PEER_COUNT = 2
 FREE_SLOTS_PER_ADDRESS_COUNT = 4
 
@@ -105,6 +107,21 @@ def retry_after_ms(waiting: int, slots: int, request_ms: int) -> int:
     """
     estimate = (waiting + 1) * max(request_ms, 1) // slots
     return min(max(estimate, RETRY_AFTER_MS_MIN), RETRY_AFTER_MS_MAX)
+
+
+def open_requests_max(*, is_stranger: bool, slots: int, queue_max: int) -> int:
+    """Return how many requests one gateway may have open here, running, waiting or unpaid.
+
+    Args:
+        is_stranger: Whether it has yet to pay; then its slots are few, and what it has in the line
+            must not keep others out of it.
+        slots: Requests served at a time.
+        queue_max: Places in the line.
+    """
+    if not is_stranger:
+        return slots + queue_max
+    line_max = min(queue_max, max(1, queue_max // QUEUE_SHARES_COUNT))
+    return min(slots, STRANGER_SLOTS_COUNT) + line_max
 
 
 class SlotQueue(Generic[ItemT]):

@@ -22,6 +22,7 @@ from peer.host.admission import (
     HostState,
     SlotQueue,
     host_state,
+    open_requests_max,
     refusal_of_state,
     retry_after_ms,
 )
@@ -243,9 +244,11 @@ class HostServer:
 
     def _refusal_of_rush(self, link: HostLink) -> ErrorInfo | None:
         ahead = self.queue.waiting + self._counting
-        room = self.queue.slots + self.queue.queue_max
+        slots, queue_max = self.queue.slots, self.queue.queue_max
+        is_stranger = link.account is None or link.account.customer.is_stranger
+        most = open_requests_max(is_stranger=is_stranger, slots=slots, queue_max=queue_max)
         # Those who wait for a voucher hold no place in the line, but their bodies are in memory.
-        if self.queue.busy + ahead < room and len(link.requests) < room:
+        if self.queue.busy + ahead < slots + queue_max and len(link.requests) < most:
             return None
         wait_ms = retry_after_ms(ahead, self.queue.slots, self._request_ms())
         message = f"all {self.queue.slots} slots are busy and {ahead} requests wait"

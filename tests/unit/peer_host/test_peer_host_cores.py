@@ -16,6 +16,7 @@ from peer.host.admission import (
     HostState,
     SlotQueue,
     host_state,
+    open_requests_max,
     refusal_of_state,
     retry_after_ms,
 )
@@ -81,6 +82,20 @@ def test_retry_after_is_bounded_and_rises_with_the_line(waiting, slots, request_
     wait_ms = retry_after_ms(waiting, slots, request_ms)
     assert 500 <= wait_ms <= 30_000
     assert wait_ms <= retry_after_ms(waiting + 1, slots, request_ms)
+
+
+@pytest.mark.parametrize(
+    ("slots", "queue_max", "strangers", "payers"),
+    [(4, 16, 6, 20), (1, 1, 2, 2), (1, 0, 1, 1), (2, 3, 3, 5), (100, 1000, 252, 1100)],
+)
+def test_stranger_fills_a_share_of_the_line_and_never_all_of_it(
+    slots: int, queue_max: int, strangers: int, payers: int
+) -> None:
+    most = [
+        open_requests_max(is_stranger=is_stranger, slots=slots, queue_max=queue_max)
+        for is_stranger in (True, False)
+    ]
+    assert most == [strangers, payers]
 
 
 def test_line_is_served_in_order_but_for_those_who_may_not() -> None:

@@ -71,7 +71,7 @@ async def test_requests_that_wait_for_a_voucher_are_bounded_per_link(
         gateway.pays = False
         allowance_id = gateway.allow()
         answers = [gateway.ask(body("word " * 400), allowance_id) for _ in range(9)]
-        await gateway.wait(lambda: sum(each.error is not None for each in answers) == 4)
+        await gateway.wait(lambda: sum(each.error is not None for each in answers) == 6)
         assert {each.error.code for each in answers if each.error} == {ErrorCode.BUSY}
 
 
