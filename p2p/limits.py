@@ -66,6 +66,9 @@ ACK_ASIDE_BYTES = 4 * 1024  # after which one rides along with whatever is writt
 RETAINED_BYTES_MAX = 4 * 1024 * 1024  # of a host's stream: 40 ms at 100 MB/s, 80 s of 500 streams
 STRANGER_RETAINED_BYTES_MAX = 512 * 1024  # two windows; a stranger has two slots
 ERROR_TEXT_BYTES_MAX = 1024
+SIDE_FRAME_NS = 1_000_000  # a frame for a request that is over: 1,000 a second come from races
+ASKING_FRAME_NS = 5_000_000  # a ping, a quote asked or shown, an allowance: 200 a second
+SIDE_FRAMES_BURST_NS = 4096 * SIDE_FRAME_NS  # all requests at once, and then some
 
 # -- connections -------------------------------------------------------------------------------
 LINK_CLOSE_NS = 2 * SECOND_NS  # to write what waits; then the stream is reset
@@ -82,12 +85,16 @@ CONNECTIONS_PER_IP_MAX = 1024  # many gateways may share one address
 STREAMS_PER_PEER_MAX = 128  # opened by the peer: sessions, requests, DHT calls
 STREAMS_PER_PEER_BURST = 512  # opened by the peer at once; each costs milliseconds to negotiate
 STREAMS_PER_PEER_PER_S = 100  # after the burst
-STREAMS_REFUSED_MAX = 256  # per connection; then it is closed
+STREAMS_REFUSED_MAX = 32  # per connection; then it is closed
+BROKEN_LINKS_MAX = 8  # per connection: sessions that broke the protocol; then it is closed
+MUXER_PINGS_BURST = 100  # per connection; keep-alives come twice a minute
+MUXER_PINGS_PER_S = 10
 PROTOCOL_LINE_BYTES_MAX = 1024  # of multistream-select, before anybody is known; names have 140
 CONNECTION_BUFFER_BYTES_MAX = 24 * 1024 * 1024  # unread, all streams: a relay's 64 circuits
 NODE_BUFFER_BYTES_MAX = 256 * 1024 * 1024  # unread, all connections; then the greedy ones go
 HANDSHAKES_PER_IP_BURST = 256  # a whole network on one machine, or many behind one address
 HANDSHAKES_PER_IP_PER_S = 32  # after the burst; each costs 10 ms
+ABUSE_HANDSHAKES_COUNT = 64  # what its address pays for a connection that had to be closed
 HALF_OPEN_MAX = 256  # handshakes under way; beyond it the oldest gives way
 HALF_OPEN_PER_IP_MAX = 64
 HANDSHAKE_NS_MAX = 5 * SECOND_NS

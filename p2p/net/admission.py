@@ -22,7 +22,7 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
 
 from p2p import limits
-from p2p.net.patches import IO_ERRORS
+from p2p.net.patches import IO_ERRORS, NodeYamux
 from p2p.net.quota import Quota
 
 LOG = logging.getLogger(__name__)
@@ -66,6 +66,10 @@ class Admission:
             try:
                 await muxed.event_closed.wait()
             finally:
+                if isinstance(muxed, NodeYamux) and muxed.is_abused:
+                    now_s = trio.current_time()
+                    count = limits.ABUSE_HANDSHAKES_COUNT
+                    self._handshakes.charge(address, now_s, count=count)
                 self._connected[address] -= 1
                 self._connected += Counter()  # drops the zeros
 

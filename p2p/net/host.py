@@ -93,12 +93,10 @@ class NodeHost(BasicHost):
         """Reset a stream too many; who goes on opening them loses the connection."""
         muxed = net_stream.muxed_conn
         LOG.debug("%s opened more streams than allowed", muxed.peer_id)
-        if isinstance(muxed, NodeYamux):
-            muxed.refused_count += 1
-            if muxed.refused_count > limits.STREAMS_REFUSED_MAX:
-                LOG.info("%s opens streams without end: connection dropped", muxed.peer_id)
-                await muxed.abort()
-                return
+        if isinstance(muxed, NodeYamux) and await muxed.note_fault(
+            "opens streams", limits.STREAMS_REFUSED_MAX
+        ):
+            return
         await end_stream(net_stream, graceful=False)
 
 

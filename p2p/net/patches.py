@@ -24,6 +24,7 @@ moves one of these names fails at once and says which.
 import logging
 import struct
 import types
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import SupportsIndex
 
@@ -51,6 +52,7 @@ from libp2p.utils.varint import decode_uvarint_from_stream
 
 from p2p import limits
 from p2p.errors import LocalProtocolError, RemoteProtocolError
+from p2p.net.quota import Quota
 
 LOG = logging.getLogger(__name__)
 
@@ -201,7 +203,9 @@ class NodeYamux(yamux.Yamux):
         super().__init__(secured_conn, peer_id, is_initiator=is_initiator, on_close=on_close)
         self.stream_buffers = _Buffers()
         self._answers_count = 0
-        self.refused_count = 0  # streams that the peer opened beyond its bounds
+        self._pings = Quota(burst_count=limits.MUXER_PINGS_BURST, per_s=limits.MUXER_PINGS_PER_S)
+        self._faults: Counter[str] = Counter()
+        self.is_abused = False
 
     async def start(self) -> None:
         """Run until the connection ends."""
@@ -229,6 +233,7 @@ class NodeYamux(yamux.Yamux):
         """
         if length > yamux.DEFAULT_WINDOW_SIZE:
             LOG.info("%s announces a frame of %d bytes", self.peer_id, length)
+            self.is_abused = True
             raise trio.TooSlowError
         return await super()._read_data_body(length)
 
@@ -247,6 +252,21 @@ class NodeYamux(yamux.Yamux):
         with trio.move_on_after(wait_s):
             await answered.wait()
         return answered.is_set()
+
+    async def note_fault(self, what: str, count_max: int) -> bool:
+        """Count what the peer did wrong; return whether that was too often, and the end.
+
+        Args:
+            what: In a few words, for the log.
+            count_max: How often it may happen.
+        """
+        self._faults[what] += 1
+        if self._faults[what] <= count_max:
+            return False
+        LOG.info("%s %s without end: connection dropped", self.peer_id, what)
+        self.is_abused = True
+        await self.abort()
+        return True
 
     async def abort(self) -> None:
         """End the connection without writing to it, as a frozen peer would block any write."""
@@ -268,10 +288,13 @@ class NodeYamux(yamux.Yamux):
 
         If both sides' receiving tasks waited for room to write, neither would read.
         """
-        _, _, flags, _, _ = struct.unpack_from(yamux.YAMUX_HEADER_FORMAT, data)
+        _, kind, flags, _, _ = struct.unpack_from(yamux.YAMUX_HEADER_FORMAT, data)
         if self._nursery is None or not flags & yamux.FLAG_ACK:
             await super()._write_frame(data)
             return
+        if kind == yamux.TYPE_PING and not self._pings.take("", trio.current_time()):
+            self.is_abused = True
+            raise RawConnError("the peer pings without end")
         if self._answers_count >= ANSWERS_MAX:
             raise RawConnError("the peer asks faster than it reads")
         self._answers_count += 1

@@ -34,3 +34,9 @@ class Quota:
         if len(self._paid_until_s) > KEYS_MAX:
             self._paid_until_s.popitem(last=False)
         return has_one
+
+    def charge(self, key: str, now_s: float, *, count: int) -> None:
+        """Use up so many, whether they are there or not: the price of abuse."""
+        paid_until_s = max(self._paid_until_s.pop(key, now_s), now_s)
+        most_s = now_s + self._burst_s
+        self._paid_until_s[key] = min(paid_until_s + count * self._each_s, most_s)

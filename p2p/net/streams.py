@@ -197,6 +197,9 @@ class StreamLink:
         except RemoteProtocolError as error:
             LOG.info("resetting the link to %s: %s", self._remote, error)
             self._end(f"the peer broke the protocol: {error}")
+            muxed = self._stream.muxed_conn
+            if isinstance(muxed, NodeYamux):
+                await muxed.note_fault("breaks the protocol", limits.BROKEN_LINKS_MAX)
         except Exception:  # task boundary: an owner's bug ends its link, not the node
             LOG.exception("the owner of the link to %s failed", self._remote)
             self._end("internal error")

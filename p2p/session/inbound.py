@@ -53,6 +53,13 @@ def _refuse(fault: str) -> None:
         raise RemoteProtocolError(fault)
 
 
+def _count_aside(state: SessionState, now_ns: int, cost_ns: int) -> None:
+    """Bound how often the peer sends what neither carries an answer nor pays for one."""
+    state.aside_until_ns = max(state.aside_until_ns, now_ns) + cost_ns
+    if state.aside_until_ns > now_ns + limits.SIDE_FRAMES_BURST_NS:
+        raise RemoteProtocolError("peer floods the session with frames that ask or say nothing")
+
+
 # -- both roles --------------------------------------------------------------------------------
 
 
@@ -94,6 +101,7 @@ def _ack(state: SessionState, frame: Frame, now_ns: int) -> None:
 
 
 def _ping(state: SessionState, frame: Frame, now_ns: int) -> None:
+    _count_aside(state, now_ns, limits.ASKING_FRAME_NS)
     state.pong_nonce = frame.ping.nonce
 
 
@@ -147,6 +155,7 @@ def _chunk_by_table(state: SessionState, frame: Frame, now_ns: int) -> events.Ev
 
 
 def _quote(state: SessionState, frame: Frame, now_ns: int) -> events.Event:
+    _count_aside(state, now_ns, limits.ASKING_FRAME_NS)
     quote = frame.quote
     _refuse(fields.envelope_fault("quote", quote.envelope))
     if quote.model_id:
@@ -215,11 +224,13 @@ def _close(state: SessionState, frame: Frame, now_ns: int) -> events.Event:
 
 
 def _allowance(state: SessionState, frame: Frame, now_ns: int) -> events.Event:
+    _count_aside(state, now_ns, limits.ASKING_FRAME_NS)
     _refuse(fields.envelope_fault("allowance", frame.allowance.envelope))
     return events.AllowanceReceived(frame.allowance.envelope)
 
 
 def _quote_asked(state: SessionState, frame: Frame, now_ns: int) -> events.Event:
+    _count_aside(state, now_ns, limits.ASKING_FRAME_NS)
     quote = frame.quote
     if quote.envelope or not 0 < len(quote.model_id) <= limits.RECORD_TEXT_BYTES_MAX:
         raise RemoteProtocolError("a gateway's quote frame names a model and nothing else")
@@ -255,6 +266,7 @@ def _host_channel(state: SessionState, frame: Frame, name: str) -> HostChannel |
 def _window(state: SessionState, frame: Frame, now_ns: int) -> events.Event | None:
     request = _host_channel(state, frame, "window")
     if request is None:
+        _count_aside(state, now_ns, limits.SIDE_FRAME_NS)
         return None
     request.window_received(frame.channel, frame.window.consumed_bytes)
     return events.WindowOpened(frame.channel)
@@ -262,7 +274,10 @@ def _window(state: SessionState, frame: Frame, now_ns: int) -> events.Event | No
 
 def _cancel(state: SessionState, frame: Frame, now_ns: int) -> events.Event | None:
     request = _host_channel(state, frame, "cancel")
-    return None if request is None else events.RequestCancelled(frame.channel)
+    if request is None:
+        _count_aside(state, now_ns, limits.SIDE_FRAME_NS)
+        return None
+    return events.RequestCancelled(frame.channel)
 
 
 def _voucher(state: SessionState, frame: Frame, now_ns: int) -> events.Event:

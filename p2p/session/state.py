@@ -32,6 +32,7 @@ class SessionState:
     __slots__ = (
         "ack_due",
         "acknowledged_bytes",
+        "aside_until_ns",
         "closed",
         "created_ns",
         "failed",
@@ -63,6 +64,7 @@ class SessionState:
     def __init__(self, role: Role, network_id: NetworkId, now_ns: int) -> None:
         self.role = role
         self.created_ns = now_ns
+        self.aside_until_ns = now_ns
         self.network_id = network_id
         self.reader = FrameReader()
         self.writer = FrameWriter()

