@@ -1,5 +1,6 @@
 // Finds a host in the DHT, asks it one thing for free, and checks and co-signs the receipt.
-//   node client.mjs BOOTSTRAP_MULTIADDR NETWORK_ID MODEL_ID
+//   node client.mjs BOOTSTRAP_MULTIADDR NETWORK_ID MODEL_ID [cut]
+// With "cut" it loses its stream in mid-answer and goes on over another one.
 // Written from docs/protocol.md alone; the headings below are that page's.
 import './polyfill.mjs'
 import { generateKeyPairSync, randomBytes } from 'node:crypto'
@@ -17,7 +18,7 @@ import * as Digest from 'multiformats/hashes/digest'
 import { decodeStrictly, need, peerIdOf, publicOf, same, seal, sha256, unseal } from './wire.mjs'
 import { Session } from './session.mjs'
 
-const [bootstrap, network, model] = process.argv.slice(2)
+const [bootstrap, network, model, mode] = process.argv.slice(2)
 const SKEW_NS = 120_000_000_000n
 const nowNs = () => BigInt(Date.now()) * 1_000_000n
 const inForce = (from, until) => from - SKEW_NS <= nowNs() && nowNs() <= until + SKEW_NS
@@ -117,13 +118,16 @@ need(same(sha256(manifestBytes), offer.manifest_digest), 'the manifest is anothe
 // -- 6. The session ----------------------------------------------------------------------------
 const wallet = generateKeyPairSync('ed25519').privateKey
 const me = Buffer.from(node.peerId.toMultihash().bytes)
-const session = new Session(await node.dialProtocol(host, '/sparewatt/session/1'))
+const openStream = () => node.dialProtocol(host, '/sparewatt/session/1')
+const session = new Session(await openStream())
+const sessionId = randomBytes(16)
 session.send({
   hello: {
     version: 1,
     network_id: network,
     role: 1,
     clock_ns: nowNs(),
+    session_id: sessionId,
     wallet_proof: seal('wallet-proof', wallet, {
       version: 1, network_id: network, host_peer_id: hostBytes, gateway_peer_id: me, issued_at_ns: nowNs()
     })
@@ -151,7 +155,7 @@ const request = { request_id: randomBytes(16), quote_id: quote.quote_id, salt: r
 session.send({ channel: 1, request })
 
 const data = []
-let bytes = 0, granted = 0, tokens = 0n, started = false, receiptBytes
+let bytes = 0, granted = 0, tokens = 0n, started = false, resumed = false, receiptBytes
 while (receiptBytes === undefined) {
   const frame = await session.next()
   if (frame.channel !== 1n) continue
@@ -167,6 +171,11 @@ while (receiptBytes === undefined) {
     if (bytes - granted >= 65536) session.send({ channel: 1, window: { consumed_bytes: granted = bytes } })
   }
   if (frame.end) receiptBytes = frame.end.receipt
+  else if (frame.chunk && mode === 'cut' && !resumed) {
+    need(hello.resume_ms > 0n, 'the host keeps no sessions')
+    await session.resume(sessionId, openStream)
+    resumed = true
+  }
 }
 const events = Buffer.concat(data).toString().split('\n\n').filter((event) => event.startsWith('data: ')).map((event) => event.slice(6))
 need(events.at(-1) === '[DONE]', 'the answer has no end')
@@ -201,6 +210,7 @@ console.log(JSON.stringify({
   host: host.toString(),
   sequence: Number(record.sequence),
   text,
+  resumed,
   completion_tokens: Number(receipt.completion_tokens),
   finish_reason: Number(receipt.finish_reason),
   request_id: receipt.request_id.toString('hex'),

@@ -1,5 +1,5 @@
 // The session's frames, and one gateway's end of it. Written from docs/protocol.md alone.
-import { decode, encode, need, parse } from './wire.mjs'
+import { decode, encode, need, parse, same } from './wire.mjs'
 
 const U = '0 18446744073709551615'
 const FRAMES = parse({
@@ -33,34 +33,46 @@ export function writeBatch (frames) {
   return Buffer.concat([length, batch])
 }
 
-/** Sends frames over a stream and waits for those that it expects; answers pings. */
+/** Sends frames over a stream and waits for those that it expects; answers pings; outlives its stream. */
 export class Session {
   #stream
   #frames = []
   #wake = () => {}
   #over = ''
+  #rest = Buffer.alloc(0)
+  #sent = Buffer.alloc(0) // all of it: a script is short
+  #received = 0
 
   constructor (stream) {
-    this.#stream = stream
-    this.#read().catch((error) => { this.#over = String(error) }).finally(() => this.#wake())
+    this.#listen(stream)
   }
 
   send (...frames) {
-    this.#stream.send(writeBatch(frames))
+    const batch = writeBatch(frames)
+    this.#sent = Buffer.concat([this.#sent, batch])
+    this.#stream.send(batch)
   }
 
-  async #read () {
-    let rest = Buffer.alloc(0)
-    for await (const data of this.#stream) {
-      rest = Buffer.concat([rest, data.subarray()])
-      while (rest.length >= 4 && rest.length >= 4 + rest.readUInt32BE()) {
-        const end = 4 + rest.readUInt32BE()
-        need(end > 4 && end <= 4 + 4259840, 'a batch of an impossible length')
-        this.#take(readBatch(rest.subarray(4, end)))
-        rest = rest.subarray(end)
-      }
+  #listen (stream) {
+    this.#stream = stream
+    this.#read(stream).catch(String).then((reason) => {
+      if (this.#stream === stream) this.#over = reason
+      this.#wake()
+    })
+  }
+
+  async #read (stream) {
+    for await (const data of stream) {
+      if (this.#stream !== stream) return
+      this.#feed(Buffer.from(data.subarray()))
     }
-    this.#over = 'the host ended the stream'
+    return 'the host ended the stream'
+  }
+
+  #feed (data) {
+    this.#received += data.length
+    this.#rest = Buffer.concat([this.#rest, data])
+    for (let batch; (batch = cutBatch(this.#rest)) !== null; this.#rest = batch.rest) this.#take(batch.frames)
   }
 
   #take (frames) {
@@ -70,6 +82,29 @@ export class Session {
       else this.#frames.push(frame)
     }
     this.#wake()
+  }
+
+  /** Loses the stream, asks on another one to go on, and repeats what the host lacks. */
+  async resume (sessionId, open) {
+    const lost = this.#stream
+    this.#stream = undefined
+    lost.abort(new Error('cut on purpose'))
+    const stream = await open()
+    stream.send(writeBatch([{ resume: { session_id: sessionId, received_bytes: this.#received } }]))
+    const parts = stream[Symbol.asyncIterator]()
+    let data = Buffer.alloc(0), first
+    while ((first = cutBatch(data)) === null) {
+      const { value, done } = await parts.next()
+      need(!done, 'the host ended the stream')
+      data = Buffer.concat([data, value.subarray()])
+    }
+    const [{ resume, error }] = first.frames
+    need(first.frames.length === 1 && resume, `not resumed: ${error?.message}`)
+    need(same(resume.session_id, sessionId), 'another session is resumed')
+    const missing = this.#sent.subarray(Number(resume.received_bytes ?? 0n))
+    if (missing.length > 0) stream.send(missing)
+    this.#listen({ send: (batch) => stream.send(batch), abort: (why) => stream.abort(why), [Symbol.asyncIterator]: () => parts })
+    this.#feed(first.rest)
   }
 
   /** Returns the next frame, or fails after so long. */
@@ -92,4 +127,12 @@ export class Session {
       if (bodies.some((body) => frame[body] !== undefined)) return frame
     }
   }
+}
+
+/** Returns { frames, rest } if a whole batch has come, else null. */
+function cutBatch (data) {
+  if (data.length < 4) return null
+  const end = 4 + data.readUInt32BE()
+  need(end > 4 && end <= 4 + 4259840, 'a batch of an impossible length')
+  return data.length < end ? null : { frames: readBatch(data.subarray(4, end)), rest: data.subarray(end) }
 }

@@ -42,7 +42,7 @@ def test_node_reads_every_golden_vector_as_we_do():
     assert said["signed"] == len(list((FOLDER.parent / "golden").glob("*.json"))) - 3
 
 
-def test_node_finds_a_host_in_the_dht_and_checks_and_cosigns_its_receipt(tmp_path: Path):
+def test_node_finds_a_host_in_the_dht_cosigns_its_receipt_and_resumes_a_cut_answer(tmp_path: Path):
     with contextlib.ExitStack() as stack:
         first = start(stack, tmp_path, "relay", (), "--listen", "/ip4/127.0.0.1/tcp/0")
         bootstrap = first["multiaddrs"][0]
@@ -55,6 +55,10 @@ def test_node_finds_a_host_in_the_dht_and_checks_and_cosigns_its_receipt(tmp_pat
         assert said["text"].startswith("watt spare grid")
         assert said["completion_tokens"] == 12
         check_host_keeps(tmp_path / "host" / "journal.sqlite", said)
+        cut = node("client.mjs", bootstrap, NETWORK, MODEL, "cut")
+        assert cut["resumed"]
+        assert cut["text"] == said["text"]  # and its hash is the receipt's
+        check_host_keeps(tmp_path / "host" / "journal.sqlite", cut)
 
 
 def start(
