@@ -27,6 +27,7 @@ from p2p.net.quota import Quota
 
 LOG = logging.getLogger(__name__)
 _BEGUN_SHARE = 0.25  # of a handshake's work, if it never ends
+_TURN_S = 0.1
 _HANDSHAKE_S = limits.HANDSHAKE_NS_MAX / limits.SECOND_NS
 
 
@@ -81,14 +82,17 @@ class Admission:
         try:
             with scope:
                 await trio.lowlevel.wait_readable(_descriptor_of(stream))
+                # Whoever was refused at once would be back at once: he waits for his address' turn.
+                while not self._may_begin(address):  # noqa: ASYNC110 - the turn comes with time
+                    await trio.sleep(_TURN_S)
         except OSError:
             return False
         finally:
             del self._silent[scope]
-        now_s = trio.current_time()
-        return not scope.cancelled_caught and self._handshakes.take(
-            address, now_s, share=_BEGUN_SHARE
-        )
+        return not scope.cancelled_caught
+
+    def _may_begin(self, address: str) -> bool:
+        return self._handshakes.take(address, trio.current_time(), share=_BEGUN_SHARE)
 
     async def _shake_hands(
         self, stream: ReadWriteCloser, listen_address: Multiaddr, address: str
