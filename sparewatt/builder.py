@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from p2p.keys import load_or_create_key, lock_data_directory
 from p2p.network import NetworkInfo
@@ -38,7 +39,7 @@ from sparewatt.network_dir import (
     Secrets,
     SettlementEntry,
 )
-from sparewatt.ports import LOOPBACK, Ports
+from sparewatt.ports import LOOPBACK, Ports, is_free
 from sparewatt.problems import Problem
 from sparewatt.processes import ProcessRecord, Started, spawn, stop, wait_ready
 
@@ -70,14 +71,14 @@ class LocalNetwork:
     dies_with_us: bool = False
 
     def up(self, hosts: Sequence[HostPlan], *, base_port: int | None) -> NetworkState:
-        """Start a network; make it first if there is none.
+        """Start a network; make it first if there is none; of one in part, start what ended.
 
         Args:
             hosts: For a new network; an existing one keeps its own.
             base_port: Ports count up from here; None takes free ones.
 
         Raises:
-            Problem: If it runs already, or a process does not come up.
+            Problem: If all of it runs already, or a process does not come up.
         """
         make_private_directory(self.data_dir)
         with lock_data_directory(self.data_dir):
@@ -86,7 +87,7 @@ class LocalNetwork:
                 network_id = f"local-{secrets.token_hex(4)}"
                 layout = Layout(network_id=network_id, base_port=base_port, hosts=tuple(hosts))
             elif any(record.find() for record in layout.processes):
-                raise _running_problem(self.data_dir, layout)
+                return self._mend(layout)
             layout = replace(layout, base_port=base_port or layout.base_port, processes=())
             try:
                 return self._start(layout)
@@ -156,11 +157,8 @@ class LocalNetwork:
         host_ports = [ports.take(plan.name) if layout.base_port else 0 for plan in layout.hosts]
         multiaddrs = self._prepare(layout, port_of)
         self._prepare_accounts(layout.hosts)
-        settlement = ["--bind", LOOPBACK, "--port", str(port_of[SETTLEMENT])]
-        started = [self._spawn(SETTLEMENT, ["settlement", "serve", *settlement])]
-        started += [
-            self._spawn(name, ["relay", *self._join(), *_listen(port_of[name])]) for name in RELAYS
-        ]
+        started = [self._spawn_settlement(port_of[SETTLEMENT])]
+        started += [self._spawn_relay(name, port_of[name]) for name in RELAYS]
         started.append(self._spawn_gateway(port_of[GATEWAY]))
         for plan, port in zip(layout.hosts, host_ports, strict=True):
             started.append(self._spawn_host(plan, port))
@@ -171,6 +169,35 @@ class LocalNetwork:
         network_dir.write_json(self.data_dir / NETWORK_NAME, state)
         self._wait_found(state, state.hosts)
         return state
+
+    def _mend(self, layout: Layout) -> NetworkState:
+        """Start those processes again that ended, where the others expect them."""
+        state = network_dir.read_network_json(self.data_dir)
+        ended = {record.name for record in layout.processes if record.find() is None}
+        if state is None or not ended:
+            raise _running_problem(self.data_dir)
+        started = [self._spawn_again(name, state, layout) for name in sorted(ended)]
+        fresh = {each.record.name: each.record for each in started}
+        records = tuple(fresh.get(record.name, record) for record in layout.processes)
+        network_dir.write_json(self.data_dir / LAYOUT_NAME, replace(layout, processes=records))
+        state = _with_ready(state, layout, self._wait(started))
+        network_dir.write_json(self.data_dir / NETWORK_NAME, state)
+        self._wait_found(state, state.hosts)
+        return state
+
+    def _spawn_again(self, name: str, state: NetworkState, layout: Layout) -> Started:
+        if name == SETTLEMENT:
+            port = urlsplit(state.settlement.url).port or 0
+            return self._spawn_settlement(port)
+        if name == GATEWAY:
+            return self._spawn_gateway(urlsplit(state.gateway.url).port or 0)
+        if name in RELAYS:
+            multiaddr = state.relays[RELAYS.index(name)].multiaddr
+            return self._spawn_relay(name, int(multiaddr.split("/")[4]))
+        index = next(i for i, plan in enumerate(layout.hosts) if plan.name == name)
+        in_row = layout.base_port + 2 + len(RELAYS) + index if layout.base_port else 0
+        port = in_row if in_row and is_free(in_row) else 0  # the DHT tells where a host is now
+        return self._spawn_host(layout.hosts[index], port)
 
     def _prepare(self, layout: Layout, port_of: Mapping[str, int]) -> dict[str, str]:
         """Make the keys and the network file; return the relays' addresses."""
@@ -238,6 +265,13 @@ class LocalNetwork:
             log=self.data_dir / LOGS_NAME / f"{name}.log",
             dies_with_us=self.dies_with_us,
         )
+
+    def _spawn_settlement(self, port: int) -> Started:
+        where = ["--bind", LOOPBACK, "--port", str(port)]
+        return self._spawn(SETTLEMENT, ["settlement", "serve", *where])
+
+    def _spawn_relay(self, name: str, port: int) -> Started:
+        return self._spawn(name, ["relay", *self._join(), *_listen(port)])
 
     def _spawn_gateway(self, port: int) -> Started:
         where = ["--bind", LOOPBACK, "--port", str(port)]
@@ -339,18 +373,12 @@ def _models(hosts: Sequence[HostPlan]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _running_problem(data_dir: Path, layout: Layout) -> Problem:
-    """Return why ``up`` can't: all of it runs, or a part of it still does."""
+def _running_problem(data_dir: Path) -> Problem:
+    """Return why ``up`` has nothing to do."""
     quoted = shlex.quote(str(data_dir))
-    dead = [record.name for record in layout.processes if record.find() is None]
-    if not dead:
-        return Problem(
-            f"the network in {data_dir} is running",
-            f"sparewatt status --data {quoted}; add hosts with add-node",
-        )
     return Problem(
-        f"the network in {data_dir} is running, but without {', '.join(dead)}",
-        f"sparewatt down --data {quoted}, then up again; sparewatt logs says why it ended",
+        f"the network in {data_dir} is running",
+        f"sparewatt status --data {quoted}; add hosts with add-node",
     )
 
 
@@ -380,6 +408,31 @@ def _host_entry(plan: HostPlan, ready: Mapping[str, object]) -> HostEntry:
 def _pid(ready: Mapping[str, object], name: str) -> int | None:
     value = ready.get(name)
     return value if isinstance(value, int) else None
+
+
+def _with_ready(
+    state: NetworkState, layout: Layout, ready: Mapping[str, Mapping[str, object]]
+) -> NetworkState:
+    """Return a network's state after some of its processes were started again."""
+    plans = {plan.name: plan for plan in layout.hosts}
+    gateway, settlement = ready.get(GATEWAY), ready.get(SETTLEMENT)
+    return replace(
+        state,
+        gateway=replace(state.gateway, pid=_pid(gateway, "pid")) if gateway else state.gateway,
+        settlement=(
+            replace(state.settlement, pid=_pid(settlement, "pid"))
+            if settlement
+            else state.settlement
+        ),
+        hosts=tuple(
+            _host_entry(plans[host.name], ready[host.name]) if host.name in ready else host
+            for host in state.hosts
+        ),
+        relays=tuple(
+            replace(relay, pid=_pid(ready[name], "pid")) if name in ready else relay
+            for name, relay in zip(RELAYS, state.relays, strict=True)
+        ),
+    )
 
 
 def _listen(port: int) -> list[str]:

@@ -33,7 +33,7 @@ RETRY_S_MIN = 1.0
 RETRY_S_MAX = 120.0
 QUICK_RETRIES_COUNT = 60  # a second apart, for a host that we had a link to: it may be restarted
 PENDING_RETRIES_COUNT = 3  # so long requests wait for it if there is no other
-QUICK_LOOK_UP_COUNT = 10  # so many of them between two look-ups of where it is now
+QUICK_LOOK_UP_COUNT = 10  # at each of the first so many, then between two: where is it now?
 GIVE_UP_FAILURES_COUNT = 8  # about four minutes of trying; the DHT may name it again
 LEAVING_CHECK_S = 15.0
 RECORD_REFRESH_S = limits.RECORD_ANNOUNCE_NS / limits.SECOND_NS
@@ -210,7 +210,8 @@ class Discovery:
             host.connecting = quick_left > QUICK_RETRIES_COUNT - PENDING_RETRIES_COUNT
             self.table.changed()
             await trio.sleep(min(RETRY_S_MIN * 2**failures, RETRY_S_MAX))
-            if failures or quick_left % QUICK_LOOK_UP_COUNT == 1:
+            is_fresh = quick_left > QUICK_RETRIES_COUNT - QUICK_LOOK_UP_COUNT
+            if failures or is_fresh or quick_left % QUICK_LOOK_UP_COUNT == 1:
                 await self._learn_addresses(host)
         self._lost.pop(host.peer_id, None)
         if not host.is_banned:

@@ -92,7 +92,7 @@ def up_command(
     """Start a network in the background: settlement, two relays, a gateway, hosts.
 
     What a program needs to use it stands in DIR/network.json. A network that was stopped starts
-    again with the hosts that it had.
+    again with the hosts that it had; of one of which a part died, that part does.
     """
     from sparewatt.builder import LocalNetwork
     from sparewatt.network_dir import HostPlan, read_layout

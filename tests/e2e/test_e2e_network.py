@@ -151,6 +151,29 @@ def test_settlement_that_died_does_not_stop_requests(net: dict, directory: Path)
     assert sparewatt("status", "--data", str(directory)).returncode == 3
 
 
+def test_up_of_a_network_of_which_a_part_died_starts_that_part_and_leaves_the_rest(
+    net: dict, directory: Path
+):
+    (relay, _), (host, other) = net["relays"], net["hosts"]
+    for pid in (net["gateway"]["pid"], relay["pid"], host["pid"]):  # and settlement, before
+        os.kill(pid, signal.SIGKILL)
+    mended = sparewatt("up", "--data", str(directory))
+    assert mended.returncode == 0, mended.stderr
+    assert sparewatt("status", "--data", str(directory)).returncode == 0
+    state = json.loads((directory / "network.json").read_text())
+    for part in ("gateway", "settlement"):
+        assert state[part]["pid"] != net[part]["pid"]
+        assert state[part]["url"] == net[part]["url"]
+    assert state["relays"][0]["pid"] != relay["pid"]
+    assert state["hosts"][0]["pid"] != host["pid"]
+    assert state["hosts"][1] == other
+    with client_of(net) as client:  # the key that it had
+        answer = client.chat.completions.create(model=FAKE, messages=MESSAGES)
+    assert answer.usage.model_extra["cost_micros"] > 0
+    verified = sparewatt("settlement", "verify", "--data", str(directory / "settlement"))
+    assert verified.returncode == 0, verified.stdout
+
+
 def test_network_goes_down_and_comes_up_with_its_hosts_and_key(tmp_path: Path):
     with network(tmp_path, "--engine", "fake") as first:
         pass
