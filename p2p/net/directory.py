@@ -45,6 +45,9 @@ _LOOKUP_S_MAX = limits.LOOKUP_NS_MAX / 1e9
 _SERVE_S_MAX = 20.0  # a DHT stream that asks nothing for so long is reset
 _REFRESH_S = 300.0
 _RETRY_S = (0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
+# A bootstrap node that started anew knows nobody: whoever it knew must tell it again, and soon.
+_MISSED_S = (0.5, 1.0, 2.0, 5.0, 5.0, 15.0, 60.0, _REFRESH_S)
+_LOOK_S = 2.0
 _PROVIDES_MAX = 8  # per window; py-libp2p's server takes 10 per 10 s and peer
 _PROVIDE_WINDOW_S = 11.0
 _FOUND_MAX = 128
@@ -61,6 +64,7 @@ class DhtDirectory:
         self._dialer = dialer
         self._tasks = tasks
         self._joined = trio.Event()
+        self._met: set[PeerId] = set()
         self._provided_at: deque[float] = deque(maxlen=_PROVIDES_MAX)
         validator = RecordValidator(config.network_id, config.wall_clock)
         self._dht = KadDHT(
@@ -174,8 +178,8 @@ class DhtDirectory:
         while True:
             if await self._join():
                 self._joined.set()
-                attempt = 0
-                pause_s = _REFRESH_S
+                attempt = 0 if len(self._met) == len(self._config.bootstrap) else attempt + 1
+                pause_s = _MISSED_S[min(attempt, len(_MISSED_S)) - 1]
             elif not self._config.bootstrap and not self._config.dht_server:
                 return
             else:
@@ -192,6 +196,7 @@ class DhtDirectory:
 
         Twice: the first call gives a node our signed addresses, the second makes it add us.
         """
+        self._met.clear()
         async with trio.open_nursery() as nursery:
             for address in self._config.bootstrap:
                 nursery.start_soon(self._meet, address)
@@ -212,13 +217,16 @@ class DhtDirectory:
             PeerInfo(peer_id, found), skip_server_mode_check=True
         )
         self._host.get_peerstore().add_addrs(peer_id, found, int(_REFRESH_S * 4))
+        self._met.add(peer.peer_id)
 
     async def _sleep(self, pause_s: float) -> None:
-        """Wait, but not on while all DHT nodes are lost."""
+        """Wait, but not on while a bootstrap node that we met, or every DHT node, is lost."""
         deadline = trio.current_time() + pause_s
         while trio.current_time() < deadline:
-            await trio.sleep(min(_RETRY_S[-1], pause_s))
+            await trio.sleep(min(_LOOK_S, pause_s))
             if self._config.bootstrap and not self.routing_table_size:
+                return
+            if not all(map(self._dialer.is_connected, self._met)):
                 return
 
     # -- lookups ------------------------------------------------------------------------------

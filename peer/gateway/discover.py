@@ -27,6 +27,7 @@ LOG = logging.getLogger(__name__)
 MODELS_COUNT_MAX = 256
 SEARCH_S_MIN = 2.0  # between the first look-ups of a model; doubles
 SEARCH_S_MAX = 60.0
+SEARCH_NOBODY_S_MAX = 4.0  # while no host is linked: they may all be about to start
 ASKED_AGAIN_S = 30.0  # at most this often for a model that only a client asked for
 LOOKUPS_AT_ONCE_MAX = 4
 RETRY_S_MIN = 1.0
@@ -176,7 +177,9 @@ class Discovery:
             search.next_s = trio.current_time() + ASKED_AGAIN_S
             return
         # Hosts that were found say nothing of those that start now: a network often starts at once.
-        search.next_s = trio.current_time() + search.wait_s
+        is_alone = not any(host.link is not None for host in self.table)
+        most_s = SEARCH_NOBODY_S_MAX if is_alone else SEARCH_S_MAX
+        search.next_s = trio.current_time() + min(search.wait_s, most_s)
         search.wait_s = min(2 * search.wait_s, SEARCH_S_MAX)
 
     def _take(self, target: PeerAddress, nursery: trio.Nursery) -> None:
