@@ -13,6 +13,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+import nacl.bindings
 import nacl.exceptions
 import nacl.signing
 from google.protobuf.message import Message
@@ -43,22 +44,24 @@ ValueT = TypeVar("ValueT", bound=SignedValue)
 
 @dataclass(frozen=True, slots=True)
 class Kind(Generic[ValueT]):
-    """One type of signed message: its name on the wire, its shape, its size."""
+    """One type of signed message: its name on the wire, its shape, its size.
+
+    Attributes:
+        domain: What separates this type's signatures from all others'.
+        payload_type: The envelope's.
+    """
 
     name: str
     value_type: type[ValueT]
     message_type: type[Message]
     bytes_max: int = limits.SIGNED_BYTES_MAX
 
-    @property
-    def domain(self) -> bytes:
-        """What separates this type's signatures from all others'."""
-        return f"sparewatt/{self.name}/1".encode()
+    domain: bytes = dataclasses.field(init=False)
+    payload_type: bytes = dataclasses.field(init=False)
 
-    @property
-    def payload_type(self) -> bytes:
-        """The envelope's payload type."""
-        return f"/sparewatt/{self.name}/1".encode()
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "domain", f"sparewatt/{self.name}/1".encode())
+        object.__setattr__(self, "payload_type", f"/sparewatt/{self.name}/1".encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +150,9 @@ def unseal(kind: Kind[ValueT], envelope: bytes, *, network_id: NetworkId) -> Sig
     public, payload_type, payload, signature = _unpack_envelope(envelope)
     if payload_type != kind.payload_type:
         raise SignatureError(f"expected a {kind.name}, got payload type {payload_type[:64]!r}")
+    message = signed_bytes(kind.domain, kind.payload_type, payload)
     try:
-        nacl.signing.VerifyKey(public).verify(
-            signed_bytes(kind.domain, kind.payload_type, payload), signature
-        )
+        nacl.bindings.crypto_sign_open(signature + message, public)
     except (nacl.exceptions.BadSignatureError, nacl.exceptions.ValueError) as error:
         raise SignatureError(f"the signature of this {kind.name} does not verify") from error
     value = decode_value(kind.value_type, kind.message_type, payload, bytes_max=kind.bytes_max)
@@ -223,12 +225,17 @@ def _field(data: bytes, at: int, tag: int, name: str) -> tuple[bytes, int]:
 
 
 def _varint(value: int) -> bytes:
+    if value < len(_SHORT_VARINTS):
+        return _SHORT_VARINTS[value]
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+_SHORT_VARINTS = tuple(bytes((value,)) for value in range(0x80))
 
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:

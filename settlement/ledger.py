@@ -15,10 +15,10 @@ same state. Promotional credit is spent first; on void what remains of it goes b
 from. Fees are differences of cumulatives: ``floor(cum * bps / 10000)``.
 """
 
-import dataclasses
 import enum
 from collections.abc import Set
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from p2p import limits
 from p2p.receipts.cost import fee_micros
@@ -72,8 +72,7 @@ class Terms:
     promo_allowed: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AllowanceState:
+class AllowanceState(NamedTuple):
     """How one allowance stands.
 
     Attributes:
@@ -102,13 +101,13 @@ class AllowanceState:
     expires_at_ns: int
     hold_until_ns: int
     limit_micros: int
+    closed: bool = False
     posted_micros: int = 0
     cum_micros: int = 0
     sequence: int = 0
     held_micros: int = 0
     released_micros: int = 0
     equivocations: int = 0
-    closed: bool = False
 
     @property
     def settle_by_ns(self) -> int:
@@ -235,8 +234,7 @@ def _raise(
     taken = _take(rise, funds, terms)
     if taken is None:
         return OrderOutcome.NO_CREDIT, None
-    raised = dataclasses.replace(
-        state,
+    raised = state._replace(
         version=state.version + 1,
         max_micros=state.max_micros + rise,
         limit_micros=state.limit_micros + rise,
@@ -343,18 +341,21 @@ def present_voucher(
         return VoucherEffect(VoucherOutcome.DUPLICATE, Change(state))
     contradicts = bool(same_sequence)
     cum = voucher.value.cum_micros
-    seen = dataclasses.replace(
-        state,
+    posted = max(state.posted_micros, min(cum, state.limit_micros))
+    is_held = now_ns < state.hold_until_ns
+    moved, earned = _posting(state, posted, now_ns, is_held=is_held)
+    after = state._replace(
         cum_micros=max(state.cum_micros, cum),
         sequence=max(state.sequence, voucher.value.sequence),
         equivocations=state.equivocations + contradicts,
+        posted_micros=posted,
+        held_micros=state.held_micros + (earned if is_held else 0),
     )
-    change = _post(seen, min(cum, state.limit_micros), now_ns)
-    posted = change.state.posted_micros - state.posted_micros
-    outcome = VoucherOutcome.POSTED if posted else VoucherOutcome.LOWER
+    outcome = VoucherOutcome.POSTED if moved else VoucherOutcome.LOWER
     if contradicts:
         outcome = VoucherOutcome.EQUIVOCATION
-    return VoucherEffect(outcome, change, posted, keep=True)
+    rise = posted - state.posted_micros
+    return VoucherEffect(outcome, Change(after, moved), rise, keep=True)
 
 
 def _voucher_refusal(state: AllowanceState, voucher: Signed[Voucher], now_ns: int) -> str:
@@ -369,29 +370,24 @@ def _voucher_refusal(state: AllowanceState, voucher: Signed[Voucher], now_ns: in
     return ""
 
 
-def _post(state: AllowanceState, cum_micros: int, now_ns: int) -> Change:
+def _posting(
+    state: AllowanceState, cum_micros: int, now_ns: int, *, is_held: bool
+) -> tuple[tuple[Transaction, ...], int]:
+    """Return the transaction that raises what is posted, if it rises, and the host's part of it."""
     before = state.posted_micros
     if cum_micros <= before:
-        return Change(state)
+        return (), 0
     fee = fee_micros(cum_micros, state.fee_bps) - fee_micros(before, state.fee_bps)
     earned = cum_micros - before - fee
-    is_held = now_ns < state.hold_until_ns
     target = AccountClass.HOST_HELD if is_held else AccountClass.HOST_PAYABLE
     name = state.allowance_id.hex()
-    moved = transaction(
-        f"post:{name}:{cum_micros}",
-        TransactionKind.POST,
-        name,
-        now_ns,
-        (
-            (account_name(AccountClass.CLIENT_RESERVED, state.account_id), before - cum_micros),
-            (account_name(target, state.host_peer_id), earned),
-            (account_name(AccountClass.PLATFORM_FEE), fee),
-        ),
+    moves = (
+        (account_name(AccountClass.CLIENT_RESERVED, state.account_id), before - cum_micros),
+        (account_name(target, state.host_peer_id), earned),
+        (account_name(AccountClass.PLATFORM_FEE), fee),
     )
-    held = state.held_micros + (earned if is_held else 0)
-    after = dataclasses.replace(state, posted_micros=cum_micros, held_micros=held)
-    return Change(after, (moved,))
+    moved = transaction(f"post:{name}:{cum_micros}", TransactionKind.POST, name, now_ns, moves)
+    return (moved,), earned
 
 
 # -- close, void, release ---------------------------------------------------------------------
@@ -457,7 +453,7 @@ def _void_to(state: AllowanceState, limit_micros: int, now_ns: int) -> Change:
     back = state.limit_micros - limit_micros
     promo = max(0, state.promo_micros - limit_micros)
     promo_back = promo - max(0, state.promo_micros - state.limit_micros)
-    after = dataclasses.replace(state, limit_micros=limit_micros, closed=True)
+    after = state._replace(limit_micros=limit_micros, closed=True)
     if not back:
         return Change(after)
     name = state.allowance_id.hex()
@@ -475,7 +471,7 @@ def release(state: AllowanceState, *, now_ns: int) -> Change | None:
     if not state.held_micros or now_ns < state.hold_until_ns:
         return None
     released = state.released_micros + state.held_micros
-    after = dataclasses.replace(state, held_micros=0, released_micros=released)
+    after = state._replace(held_micros=0, released_micros=released)
     name = state.allowance_id.hex()
     moves = (
         (account_name(AccountClass.HOST_HELD, state.host_peer_id), -state.held_micros),

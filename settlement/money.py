@@ -6,8 +6,10 @@ account is the sum of its entries; money that came from outside shows as a negat
 """
 
 import enum
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from p2p import limits
 from p2p.errors import SparewattError
@@ -15,6 +17,7 @@ from p2p.errors import SparewattError
 TRANSACTION_ENTRIES_MAX = 16
 TRANSACTION_ID_BYTES_MAX = 160
 ACCOUNT_NAME_BYTES_MAX = 128
+_NAMES_CACHED_MAX = 16_384  # a batch of vouchers names the same few accounts over and over
 
 
 class LedgerError(SparewattError):
@@ -65,8 +68,7 @@ class TransactionKind(enum.StrEnum):
     RELEASE = "release"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One line of a transaction: positive adds to the account."""
 
     account: str
@@ -94,14 +96,17 @@ class Transaction:
             raise LedgerError(f"bad transaction id {self.transaction_id!r}")
         if not 2 <= len(self.entries) <= TRANSACTION_ENTRIES_MAX:
             raise LedgerError(f"{self.transaction_id} has {len(self.entries)} entries")
-        if sum(entry.micros for entry in self.entries) != 0:
+        total, names = 0, set()
+        for account, micros in self.entries:
+            if micros == 0 or abs(micros) > limits.MICROS_MAX:
+                raise LedgerError(f"{self.transaction_id} moves {micros} micro-dollars")
+            account_class(account)
+            names.add(account)
+            total += micros
+        if total:
             raise LedgerError(f"the entries of {self.transaction_id} do not sum to 0")
-        if len({entry.account for entry in self.entries}) != len(self.entries):
+        if len(names) != len(self.entries):
             raise LedgerError(f"{self.transaction_id} names an account twice")
-        for entry in self.entries:
-            if entry.micros == 0 or abs(entry.micros) > limits.MICROS_MAX:
-                raise LedgerError(f"{self.transaction_id} moves {entry.micros} micro-dollars")
-            account_class(entry.account)
 
 
 def transaction(
@@ -116,6 +121,7 @@ def transaction(
     return Transaction(transaction_id, kind, reference, at_ns, entries)
 
 
+@functools.lru_cache(maxsize=_NAMES_CACHED_MAX)
 def account_name(kind: AccountClass, owner: str = "") -> str:
     """Return an account's name, e.g. ``client:available:acct_1``.
 
@@ -134,6 +140,7 @@ def account_name(kind: AccountClass, owner: str = "") -> str:
     return name
 
 
+@functools.lru_cache(maxsize=_NAMES_CACHED_MAX)
 def account_class(name: str) -> AccountClass:
     """Return the class of an account name.
 
@@ -161,10 +168,10 @@ def apply_transactions(
     """
     after: dict[str, int] = {}
     for item in transactions:
-        for entry in item.entries:
-            held = after.get(entry.account, balances.get(entry.account, 0)) + entry.micros
-            require_balance(entry.account, held)
-            after[entry.account] = held
+        for account, micros in item.entries:
+            held = after.get(account, balances.get(account, 0)) + micros
+            require_balance(account, held)
+            after[account] = held
     return after
 
 

@@ -76,7 +76,7 @@ def add_credit(store: Writing, credit: Credit, *, now_ns: int) -> CreditOutcome:
         at_ns=now_ns,
         promo=credit.promo,
     )
-    before = store.transaction_entries(booked.transaction_id)
+    before = store.credit_entries(booked.transaction_id)
     if before:
         return CreditOutcome.REPEATED if before == booked.entries else CreditOutcome.CONFLICT
     if _supply_micros(store) + credit.micros > limits.MICROS_MAX:
@@ -258,7 +258,7 @@ def post_vouchers(
     """Post what a batch of vouchers raises; one result each, in their order."""
     vouchers = [item for item in items if isinstance(item, Signed)]
     states = store.allowances({item.value.allowance_id for item in vouchers})
-    known = store.voucher_digests({_key(item) for item in vouchers})
+    known = store.voucher_digests(_maybe_known(vouchers, states))
     before = dict(states)
     kept: list[StoredVoucher] = []
     changes: list[ledger.Change] = []
@@ -286,6 +286,16 @@ def post_vouchers(
     _write_changes(store, before, states, changes)
     store.keep_vouchers(kept)
     return results
+
+
+def _maybe_known(vouchers: Sequence[Signed[Voucher]], states: "_States") -> set[VoucherKey]:
+    """Return the keys that may be kept already: none is beyond its allowance's highest sequence."""
+    return {
+        _key(item)
+        for item in vouchers
+        if (state := states.get(item.value.allowance_id)) is not None
+        and item.value.sequence <= state.sequence
+    }
 
 
 def _key(item: Signed[Voucher]) -> VoucherKey:

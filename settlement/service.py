@@ -9,7 +9,7 @@ import contextlib
 import enum
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import TypeVar
@@ -39,9 +39,10 @@ from settlement.submissions import (
     read_receipts,
     read_vouchers,
 )
-from settlement.worker import Writer, open_writer
+from settlement.worker import OverloadedError, Writer, open_writer
 
 SWEEP_WAIT_S = 30
+SIGNATURES_WAITING_MAX = 20_000  # two seconds of one core; clients wait ten for their answer
 CODE_TTL_NS = limits.DAY_NS
 TOKEN_BYTES_MAX = 256
 
@@ -98,13 +99,14 @@ class Service:
         issuer: Issuer,
         clock: WallClock,
         writer: Writer,
-        verifiers: Executor | None,
+        verifiers: Executor,
     ) -> None:
         self.issuer = issuer
         self.clock = clock
         self._store = store
         self._writer = writer
         self._verifiers = verifiers
+        self._signatures_waiting = 0
         self._check_alone = asyncio.Lock()  # a check reads all books: one at a time
 
     # -- who ------------------------------------------------------------------------------------
@@ -271,8 +273,22 @@ class Service:
     async def _verify(
         self, read: Callable[[NetworkId, Sequence[TextT]], list[ResultT]], texts: Sequence[TextT]
     ) -> list[ResultT]:
+        signatures = sum(map(_signatures_of, texts))
+        if self._signatures_waiting and (
+            self._signatures_waiting + signatures > SIGNATURES_WAITING_MAX
+        ):
+            raise OverloadedError("too many signatures wait to be checked")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._verifiers, read, self.issuer.network_id, texts)
+        self._signatures_waiting += signatures
+        try:
+            return await loop.run_in_executor(self._verifiers, read, self.issuer.network_id, texts)
+        finally:
+            self._signatures_waiting -= signatures
+
+
+def _signatures_of(item: object) -> int:
+    """Return how many signatures, or what costs as much, an item of a batch holds."""
+    return len(item.receipts) // 8 + 2 if isinstance(item, ReceiptTexts) else 1
 
 
 @contextlib.asynccontextmanager
@@ -285,20 +301,23 @@ async def open_service(
         store: Stays the caller's to close.
         issuer: Settlement's keys.
         clock: Wall clock.
-        verify_processes: How many processes check signatures; 0 for threads of this one, which
+        verify_processes: How many processes check signatures; 0 for a thread of this one, which
             is enough for a core's worth since Ed25519 libraries hold the interpreter's lock.
     """
     async with contextlib.AsyncExitStack() as stack:
-        verifiers: Executor | None = None
-        if verify_processes:
-            verifiers = stack.enter_context(
-                ProcessPoolExecutor(verify_processes, mp_context=get_context("spawn"))
-            )
+        verifiers = stack.enter_context(_verifiers(verify_processes))
         writer = await stack.enter_async_context(open_writer(store))
         service = Service(store, issuer, clock, writer, verifiers)
         sweeper = asyncio.create_task(_sweep_often(service))
         stack.push_async_callback(_cancelled, sweeper)
         yield service
+
+
+def _verifiers(processes: int) -> Executor:
+    if processes:
+        return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    # Its own, so that a look-up never stands behind a batch of a thousand signatures.
+    return ThreadPoolExecutor(1, thread_name_prefix="verify")
 
 
 async def _sweep_often(service: Service) -> None:

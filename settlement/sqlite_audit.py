@@ -26,9 +26,11 @@ Unreadable = Callable[[str, str], None]
 
 _BOOKED = """SELECT e.transaction_id, coalesce(t.kind, ''), coalesce(t.reference, ''),
     coalesce(t.at_ns, 0), e.number, e.account, e.micros, e.balance_micros
-  FROM entries e LEFT JOIN transactions t USING (transaction_id) ORDER BY e.number"""
-_WITHOUT_ENTRIES = """SELECT transaction_id FROM transactions t
-  WHERE NOT EXISTS (SELECT 1 FROM entries e WHERE e.transaction_id = t.transaction_id)"""
+  FROM entries e LEFT JOIN transactions t USING (allowance_number, transaction_id)
+  ORDER BY e.number"""
+_WITHOUT_ENTRIES = """SELECT transaction_id FROM (
+    SELECT allowance_number, transaction_id FROM transactions
+    EXCEPT SELECT allowance_number, transaction_id FROM entries)"""
 _RECEIPTS = """SELECT number, request_id, digest, host_peer_id, account_id, data
   FROM receipts WHERE batch_digest = ? ORDER BY number"""
 _LOST_RECEIPTS = """SELECT number, batch_digest FROM receipts r

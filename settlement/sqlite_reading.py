@@ -5,7 +5,6 @@ is always the same. Sums are taken in two halves: SQLite's SUM of 64-bit integer
 partial sum leaves their range, which many honest rows could do together.
 """
 
-import dataclasses
 import json
 import sqlite3
 from collections import defaultdict
@@ -13,9 +12,9 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import cast
 
 from p2p import limits
-from p2p.types import AllowanceId, Digest, PeerId, PublicKey, RequestId
+from p2p.types import AllowanceId, Digest, PeerId, RequestId
 from settlement.ledger import AllowanceState
-from settlement.money import Entry, TransactionKind
+from settlement.money import Entry, Transaction, TransactionKind
 from settlement.reconcile import BatchState
 from settlement.store import (
     Account,
@@ -34,8 +33,8 @@ _HALF_MASK_BITS = (1 << HALF_BITS) - 1
 _SUM = f"SUM(micros >> {HALF_BITS}), SUM(micros & {_HALF_MASK_BITS})"
 _ID_BYTES = 16
 
-STATE_COLUMNS = tuple(field.name for field in dataclasses.fields(AllowanceState))
-STATES = f"SELECT {', '.join(STATE_COLUMNS)} FROM allowances"
+STATE_COLUMNS = AllowanceState._fields
+STATES = f"SELECT {', '.join(STATE_COLUMNS)}, number FROM allowances"
 BATCHES = (
     "SELECT digest, allowance_id, host_peer_id, account_id, sequence, envelope, cosignature,"
     " by_host, by_gateway, cosigned, different FROM batches"
@@ -44,10 +43,15 @@ _RECEIPT = "r.request_id, r.digest, r.batch_digest, r.data, r.number"
 
 
 class SqliteReading:
-    """A view of the database through one connection."""
+    """A view of the database through one connection.
+
+    It remembers the numbers of allowances, and how those stand that it read.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._numbers: dict[str, int] = {}
+        self._stored: dict[AllowanceId, AllowanceState] = {}
 
     def _rows(self, sql: str, *values: object) -> list[Row]:
         return cast(list[Row], self._connection.execute(sql, values).fetchall())
@@ -108,16 +112,32 @@ class SqliteReading:
         )
         return dict.fromkeys(names, 0) | dict(found)
 
-    def has_transaction(self, transaction_id: str) -> bool:
-        """Whether a transaction was booked."""
-        sql = "SELECT 1 FROM transactions WHERE transaction_id = ?"
-        return self._row(sql, transaction_id) is not None
+    def credit_entries(self, transaction_id: str) -> tuple[Entry, ...]:
+        """Return the entries of a credit's transaction, or none."""
+        rows = self._rows(
+            "SELECT account, micros FROM entries"
+            " WHERE allowance_number = 0 AND transaction_id = ? ORDER BY number",
+            transaction_id,
+        )
+        return tuple(Entry(*row) for row in cast(list[tuple[str, int]], rows))
 
-    def transaction_entries(self, transaction_id: str) -> tuple[Entry, ...]:
-        """Return the entries of a transaction, or none."""
-        sql = "SELECT account, micros FROM entries WHERE transaction_id = ? ORDER BY number"
-        rows = cast(list[tuple[str, int]], self._rows(sql, transaction_id))
-        return tuple(Entry(*row) for row in rows)
+    def _allowance_number_of(self, transaction: Transaction) -> int:
+        """Return the number of the allowance that a transaction is about; 0 for a credit.
+
+        Not even if its id is some allowance's: who chose that would choose where a repeat of the
+        credit is looked for.
+        """
+        if transaction.kind in (TransactionKind.CREDIT, TransactionKind.PROMO):
+            return 0
+        return self._number_of(transaction.reference)
+
+    def _number_of(self, name: str) -> int:
+        """Return the number of the allowance of a hex id, or 0."""
+        number = self._numbers.get(name)
+        if number is None:
+            row = self._row("SELECT number FROM allowances WHERE allowance_id = ?", name)
+            number = self._numbers[name] = cast(int, row[0]) if row else 0
+        return number
 
     def statement(
         self, names: Collection[str], *, after: int, rows_max: int
@@ -126,7 +146,8 @@ class SqliteReading:
         rows = self._rows(
             "SELECT e.number, e.transaction_id, t.kind, t.reference, t.at_ns, e.account,"
             " e.micros, e.balance_micros FROM entries e JOIN transactions t"
-            " USING (transaction_id) WHERE e.account IN (SELECT value FROM json_each(?))"
+            " USING (allowance_number, transaction_id)"
+            " WHERE e.account IN (SELECT value FROM json_each(?))"
             " AND e.number > ? ORDER BY e.number LIMIT ?",
             _array(names),
             after,
@@ -137,7 +158,8 @@ class SqliteReading:
     def posted_micros(self, names: Collection[str], *, since_ns: int) -> int:
         """Return what vouchers added to some ledger accounts since a time."""
         row = self._row(
-            f"SELECT {_SUM} FROM entries JOIN transactions USING (transaction_id)"
+            f"SELECT {_SUM} FROM entries JOIN transactions"
+            " USING (allowance_number, transaction_id)"
             " WHERE account IN (SELECT value FROM json_each(?)) AND kind = ? AND at_ns >= ?",
             _array(names),
             TransactionKind.POST.value,
@@ -163,8 +185,10 @@ class SqliteReading:
     def unbalanced(self, *, rows_max: int) -> tuple[str, ...]:
         """Return ids of transactions whose entries do not sum to 0: none, ever."""
         rows = self._rows(
-            f"SELECT transaction_id FROM (SELECT transaction_id, {_SUM_NAMED} FROM transactions"
-            " LEFT JOIN entries USING (transaction_id) GROUP BY transaction_id)"
+            f"WITH sums AS (SELECT allowance_number, transaction_id, {_SUM_NAMED} FROM entries"
+            " GROUP BY allowance_number, transaction_id)"
+            " SELECT transaction_id FROM transactions"
+            " LEFT JOIN sums USING (allowance_number, transaction_id)"
             f" WHERE high IS NULL OR (high << {HALF_BITS}) + low != 0 LIMIT ?",
             rows_max,
         )
@@ -178,8 +202,14 @@ class SqliteReading:
             f"{STATES} WHERE allowance_id IN (SELECT value FROM json_each(?))",
             _array(each.hex() for each in ids),
         )
-        states = map(state_of, rows)
-        return {state.allowance_id: state for state in states}
+        return {state.allowance_id: state for state in map(self._loaded, rows)}
+
+    def _loaded(self, row: Row) -> AllowanceState:
+        """Return an allowance, and remember how and where it is stored."""
+        state = state_of(row)
+        self._numbers[cast(str, row[0])] = cast(int, row[-1])
+        self._stored[state.allowance_id] = state
+        return state
 
     def allowance_envelope(self, allowance_id: AllowanceId) -> bytes:
         """Return the newest signed envelope of an allowance that exists."""
@@ -190,7 +220,12 @@ class SqliteReading:
     def due_allowances(self, now_ns: int, *, rows_max: int) -> tuple[AllowanceState, ...]:
         """Return allowances whose rest must be voided or whose held earnings released."""
         to_void = self._rows(
-            f"{STATES} WHERE (limit_micros > posted_micros OR closed = 0)"
+            f"{STATES} WHERE closed = 0 AND expires_at_ns < ? LIMIT ?",
+            now_ns - limits.SETTLE_GRACE_NS,
+            rows_max,
+        )
+        closed_to_void = self._rows(
+            f"{STATES} WHERE closed = 1 AND limit_micros > posted_micros"
             " AND expires_at_ns < ? LIMIT ?",
             now_ns - limits.SETTLE_GRACE_NS,
             rows_max,
@@ -198,7 +233,7 @@ class SqliteReading:
         to_release = self._rows(
             f"{STATES} WHERE held_micros > 0 AND hold_until_ns <= ? LIMIT ?", now_ns, rows_max
         )
-        states = map(state_of, (*to_void, *to_release))
+        states = map(self._loaded, (*to_void, *closed_to_void, *to_release))
         return tuple({state.allowance_id: state for state in states}.values())
 
     def all_allowances(self) -> Iterator[AllowanceState]:
@@ -208,14 +243,18 @@ class SqliteReading:
 
     def voucher_digests(self, keys: Collection[VoucherKey]) -> dict[VoucherKey, frozenset[Digest]]:
         """Return the digests of the vouchers kept for each allowance and sequence, if any."""
+        if not keys:
+            return {}
+        numbered = {(self._number_of(key[0].hex()), key[1]): key for key in keys}
         rows = self._rows(
-            "SELECT allowance_id, sequence, digest FROM vouchers WHERE (allowance_id, sequence) IN"
+            "SELECT allowance_number, sequence, digest FROM vouchers"
+            " WHERE (allowance_number, sequence) IN"
             " (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))",
-            json.dumps([[key[0].hex(), key[1]] for key in keys]),
+            json.dumps(list(numbered)),
         )
         found: defaultdict[VoucherKey, set[Digest]] = defaultdict(set)
-        for name, sequence, digest in cast(list[tuple[str, int, bytes]], rows):
-            found[(_allowance_id(name), sequence)].add(Digest(digest))
+        for number, sequence, digest in cast(list[tuple[int, int, bytes]], rows):
+            found[numbered[number, sequence]].add(Digest(digest))
         return {key: frozenset(digests) for key, digests in found.items()}
 
     # -- receipts -------------------------------------------------------------------------------
@@ -318,26 +357,18 @@ def _statement_line(row: Row) -> StatementLine:
 
 
 def state_values(state: AllowanceState) -> tuple[object, ...]:
-    """Return an allowance as the row that ``state_of`` reads."""
-    values = {name: getattr(state, name) for name in STATE_COLUMNS}
-    values["allowance_id"] = state.allowance_id.hex()
-    values["closed"] = int(state.closed)
-    return tuple(values.values())
+    """Return an allowance as the columns that ``state_of`` reads."""
+    return (state.allowance_id.hex(), *state[1:])
 
 
 def state_of(row: Row) -> AllowanceState:
-    """Return the allowance of a row of ``STATE_COLUMNS``."""
-    values = dict(zip(STATE_COLUMNS, row, strict=True))
-    number = {name: held for name, held in values.items() if isinstance(held, int)}
-    closed = bool(number.pop("closed"))
-    return AllowanceState(
-        allowance_id=_allowance_id(cast(str, values["allowance_id"])),
-        account_id=cast(str, values["account_id"]),
-        host_peer_id=PeerId(cast(str, values["host_peer_id"])),
-        wallet_key=PublicKey(cast(bytes, values["wallet_key"])),
-        closed=closed,
-        **number,
-    )
+    """Return the allowance of a row of ``STATES``: its fields in their order, and its number."""
+    at = _CLOSED_AT
+    allowance_id = _allowance_id(cast(str, row[0]))
+    return AllowanceState._make((allowance_id, *row[1:at], bool(row[at]), *row[at + 1 : -1]))
+
+
+_CLOSED_AT = STATE_COLUMNS.index("closed")
 
 
 def batch_of(row: Row) -> StoredBatch:

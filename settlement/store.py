@@ -173,11 +173,8 @@ class Reading(Protocol):
     def balances(self, names: Collection[str]) -> dict[str, int]:
         """Return the balance of each ledger account; 0 where nothing was ever booked."""
 
-    def has_transaction(self, transaction_id: str) -> bool:
-        """Whether a transaction was booked."""
-
-    def transaction_entries(self, transaction_id: str) -> tuple[Entry, ...]:
-        """Return the entries of a transaction, or none."""
+    def credit_entries(self, transaction_id: str) -> tuple[Entry, ...]:
+        """Return the entries of a credit's transaction, or none."""
 
     def allowances(self, ids: Collection[AllowanceId]) -> dict[AllowanceId, AllowanceState]:
         """Return those of the allowances that exist."""
@@ -307,5 +304,6 @@ def balance_lines(
     held = dict(balances)
     for item in transactions:
         for entry in item.entries:
-            held[entry.account] = held.get(entry.account, 0) + entry.micros
-            yield item, entry, held[entry.account]
+            balance = held.get(entry.account, 0) + entry.micros
+            held[entry.account] = balance
+            yield item, entry, balance

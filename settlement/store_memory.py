@@ -89,12 +89,8 @@ class MemoryWriting:
         """Return the balance of each ledger account; 0 where nothing was ever booked."""
         return {name: self.tables.balances.get(name, 0) for name in names}
 
-    def has_transaction(self, transaction_id: str) -> bool:
-        """Whether a transaction was booked."""
-        return transaction_id in self.tables.transactions
-
-    def transaction_entries(self, transaction_id: str) -> tuple[Entry, ...]:
-        """Return the entries of a transaction, or none."""
+    def credit_entries(self, transaction_id: str) -> tuple[Entry, ...]:
+        """Return the entries of a credit's transaction, or none."""
         found = self.tables.transactions.get(transaction_id)
         return found.entries if found else ()
 

@@ -8,15 +8,16 @@ import contextlib
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from p2p.errors import DataDirectoryError
 from p2p.types import AllowanceId
 from settlement.ledger import AllowanceState
 from settlement.money import LedgerError, Transaction, require_balance
-from settlement.schema import SCHEMA, SCHEMA_VERSION
+from settlement.schema import FROM_VERSION_1, SCHEMA, SCHEMA_VERSION
 from settlement.sqlite_reading import STATE_COLUMNS, SqliteReading, state_values
 from settlement.store import (
     Account,
@@ -35,6 +36,16 @@ READERS_MAX = 8
 
 Opener = Callable[[Path], sqlite3.Connection]
 
+_PROGRESS_AT = STATE_COLUMNS.index("posted_micros")  # from here on vouchers change an allowance
+_ADD_ALLOWANCE = (
+    f"INSERT INTO allowances ({', '.join(STATE_COLUMNS)})"
+    f" VALUES ({', '.join('?' * len(STATE_COLUMNS))})"
+)
+_PUT_ALLOWANCE = f"UPDATE allowances SET {' = ?, '.join(STATE_COLUMNS)} = ? WHERE number = ?"
+_PUT_PROGRESS = (
+    f"UPDATE allowances SET {' = ?, '.join(STATE_COLUMNS[_PROGRESS_AT:])} = ? WHERE number = ?"
+)
+
 
 def open_file(path: Path) -> sqlite3.Connection:
     """Open or make a SQLite file; every statement commits unless a transaction is open."""
@@ -52,6 +63,8 @@ class SqliteWriting(SqliteReading):
             yield
         except BaseException:
             self._connection.execute("ROLLBACK TO operation")
+            self._numbers.clear()  # some may have been given in what was just undone
+            self._stored.clear()
             raise
         finally:
             self._connection.execute("RELEASE operation")
@@ -101,11 +114,24 @@ class SqliteWriting(SqliteReading):
 
     def put_allowances(self, states: Iterable[AllowanceState]) -> None:
         """Write how allowances stand."""
-        marks = ", ".join("?" * len(STATE_COLUMNS))
-        self._connection.executemany(
-            f"INSERT OR REPLACE INTO allowances ({', '.join(STATE_COLUMNS)}) VALUES ({marks})",
-            map(state_values, states),
-        )
+        progress, whole = [], []
+        for state in states:
+            name = state.allowance_id.hex()
+            before = self._stored.get(state.allowance_id)
+            if _is_progress(before, state):
+                progress.append((*state[_PROGRESS_AT:], self._numbers[name]))
+            elif number := self._number_of(name):
+                whole.append((*state_values(state), number))
+            else:
+                self._numbers[name] = self._insert_allowance(state)
+            self._stored[state.allowance_id] = state
+        # A column that an index sorts or selects by costs that index's pages whenever it is set.
+        self._connection.executemany(_PUT_PROGRESS, progress)
+        self._connection.executemany(_PUT_ALLOWANCE, whole)
+
+    def _insert_allowance(self, state: AllowanceState) -> int:
+        cursor = self._connection.execute(_ADD_ALLOWANCE, state_values(state))
+        return cast(int, cursor.lastrowid)
 
     def put_envelope(self, allowance_id: AllowanceId, envelope: bytes) -> None:
         """Write the newest signed envelope of an allowance."""
@@ -113,18 +139,15 @@ class SqliteWriting(SqliteReading):
 
     def keep_vouchers(self, vouchers: Iterable[StoredVoucher]) -> None:
         """Write vouchers; those kept already are left as they are."""
+        rows = []
+        for each in vouchers:
+            name = each.allowance_id.hex()
+            number = self._number_of(name)
+            rows.append((name, each.sequence, each.digest, each.cum_micros, each.envelope, number))
         self._connection.executemany(
-            "INSERT INTO vouchers VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            (
-                (
-                    each.allowance_id.hex(),
-                    each.sequence,
-                    each.digest,
-                    each.cum_micros,
-                    each.envelope,
-                )
-                for each in vouchers
-            ),
+            "INSERT INTO vouchers (allowance_id, sequence, digest, cum_micros, envelope,"
+            " allowance_number) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            rows,
         )
 
     def keep_closes(self, closes: Iterable[tuple[AllowanceId, bytes]]) -> None:
@@ -175,26 +198,36 @@ class SqliteWriting(SqliteReading):
         """
         if not transactions:
             return
+        numbers = {each.transaction_id: self._allowance_number_of(each) for each in transactions}
         try:
             self._connection.executemany(
-                "INSERT INTO transactions VALUES (?, ?, ?, ?)",
-                (
-                    (each.transaction_id, each.kind.value, each.reference, each.at_ns)
-                    for each in transactions
-                ),
+                "INSERT INTO transactions (transaction_id, kind, reference, at_ns,"
+                " allowance_number) VALUES (?, ?, ?, ?, ?)",
+                [
+                    (name, item.kind.value, item.reference, item.at_ns, numbers[name])
+                    for item in transactions
+                    for name in (item.transaction_id,)
+                ],
             )
         except sqlite3.IntegrityError as error:
             raise LedgerError("a transaction was booked before") from error
+        self._book_entries(transactions, numbers)
+
+    def _book_entries(
+        self, transactions: Sequence[Transaction], allowance_numbers: Mapping[str, int]
+    ) -> None:
+        """Write the entries of transactions, and the balances after them."""
         names = {entry.account for each in transactions for entry in each.entries}
         after: dict[str, int] = {}
         rows = []
-        for item, entry, balance in balance_lines(self.balances(names), transactions):
-            require_balance(entry.account, balance)
-            after[entry.account] = balance
-            rows.append((item.transaction_id, entry.account, entry.micros, balance))
+        for item, (account, micros), balance in balance_lines(self.balances(names), transactions):
+            require_balance(account, balance)
+            after[account] = balance
+            name = item.transaction_id
+            rows.append((name, account, micros, balance, allowance_numbers[name]))
         self._connection.executemany(
-            "INSERT INTO entries (transaction_id, account, micros, balance_micros)"
-            " VALUES (?, ?, ?, ?)",
+            "INSERT INTO entries (transaction_id, account, micros, balance_micros,"
+            " allowance_number) VALUES (?, ?, ?, ?, ?)",
             rows,
         )
         self._connection.executemany(
@@ -206,6 +239,13 @@ class SqliteWriting(SqliteReading):
     def _put(self, table: str, values: tuple[object, ...]) -> None:
         marks = ", ".join("?" * len(values))
         self._connection.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", values)
+
+
+def _is_progress(before: AllowanceState | None, after: AllowanceState) -> bool:
+    """Whether only what vouchers change has changed, and no index is concerned."""
+    if before is None or after.closed:
+        return False
+    return before[:_PROGRESS_AT] == after[:_PROGRESS_AT]
 
 
 class SqliteStore:
@@ -242,8 +282,9 @@ class SqliteStore:
         if version > SCHEMA_VERSION:
             raise DataDirectoryError(f"a newer Sparewatt wrote it (schema {version})")
         if version < SCHEMA_VERSION:
+            script = FROM_VERSION_1 if version else SCHEMA
             self._writer.executescript(
-                f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
             )
 
     @contextmanager

@@ -7,15 +7,17 @@ nobody and a crowd shares the cost of one fsync.
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from time import monotonic
 from typing import TypeVar
 
 from p2p.errors import SparewattError
 from settlement.store import Store, StoreUnavailableError, Writing
 
-OPERATIONS_PER_COMMIT_MAX = 64  # 64 batches of 1000 vouchers still commit within seconds
+COMMIT_AFTER_S = 0.02  # who came first waits no longer than this for those behind it
+OPERATIONS_PER_COMMIT_MAX = 64  # however quick they are
 OPERATIONS_WAITING_MAX = 1024
 
 ResultT = TypeVar("ResultT")
@@ -91,9 +93,7 @@ class Writer:
             await self._wake.wait()
             self._wake.clear()
             while self._waiting:
-                count = min(len(self._waiting), OPERATIONS_PER_COMMIT_MAX)
-                group = [self._waiting.popleft() for _ in range(count)]
-                await loop.run_in_executor(self._executor, self._commit, group)
+                group = await loop.run_in_executor(self._executor, self._commit)
                 for each in group:
                     each.acknowledge()
 
@@ -104,14 +104,30 @@ class Writer:
             waiting.error = StoreUnavailableError("settlement is stopping")
             waiting.acknowledge()
 
-    def _commit(self, group: list[_Waiting]) -> None:
+    def _commit(self) -> list[_Waiting]:
+        """Run what waits, and what comes meanwhile, in one transaction; return all of it."""
+        group: list[_Waiting] = []
         try:
             with self._store.writing() as store:
-                for each in group:
+                end_s = monotonic() + COMMIT_AFTER_S
+                for each in self._taken():
+                    group.append(each)
                     each.run(store)
+                    if monotonic() >= end_s:
+                        break
         except Exception as error:  # noqa: BLE001 - the task boundary: it goes to all callers
+            group = group or list(self._taken())  # not even begun: then nobody's turn will come
             for each in group:
                 each.error = error
+        return group
+
+    def _taken(self) -> Iterator[_Waiting]:
+        """Take what waits, one after the other, as long as it may share a transaction."""
+        for _ in range(OPERATIONS_PER_COMMIT_MAX):
+            try:
+                yield self._waiting.popleft()
+            except IndexError:
+                return
 
 
 @contextlib.asynccontextmanager

@@ -26,7 +26,7 @@ LimitOf = Annotated[int, Query(ge=1, le=PAGE_ROWS_MAX, description="The most tha
 @router.get("/health", tags=["network"])
 async def get_health(service: ServiceOf) -> models.HealthReply:
     """Tell that settlement is there and can read its books."""
-    await service.read(lambda store: store.has_transaction("none"))
+    await service.read(lambda store: store.account("none"))
     return models.HealthReply("ok")
 
 

@@ -33,7 +33,7 @@ def issued(**overrides: object) -> AllowanceState:
     outcome, change = ledger.order(order_of(), None, funds=PLENTY, terms=TERMS, now_ns=NOW_NS)
     assert outcome is OrderOutcome.ISSUED
     assert change is not None
-    return dataclasses.replace(change.state, **overrides)
+    return change.state._replace(**overrides)
 
 
 def present(state: AllowanceState, sequence: int, cum: int, *, now_ns: int = NOW_NS):

@@ -79,7 +79,7 @@ def test_wrong_books_are_found(options, said):
     ],
 )
 def test_wrong_allowance_is_found(wrong, said):
-    problems = allowance_problems(dataclasses.replace(STATE, **wrong))
+    problems = allowance_problems(STATE._replace(**wrong))
     assert any(said in problem for problem in problems), problems
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import sqlite3
 import threading
+from pathlib import Path
 
 import pytest
 from settlement_kit import (
@@ -21,6 +22,13 @@ from p2p.testing.money import HOST, NOW_NS, id_bytes, voucher
 from p2p.types import AllowanceId, RequestId, sha256
 from settlement import ledger
 from settlement.money import Entry, LedgerError, TransactionKind, transaction
+from settlement.operations import (
+    Credit,
+    CreditOutcome,
+    VoucherOutcome,
+    add_credit,
+    post_vouchers,
+)
 from settlement.reconcile import BatchState
 from settlement.store import (
     Code,
@@ -77,7 +85,7 @@ def test_store_savepoint_that_raises_undoes_itself_alone(store):
         writing.book((move("t2", 7),))
     with store.reading() as reading:
         assert reading.account("alice") == ALICE
-        assert not reading.has_transaction("t1")
+        assert reading.credit_entries("t1") == ()
         assert reading.balances([AVAILABLE]) == {AVAILABLE: 7}
 
 
@@ -86,8 +94,7 @@ def test_store_book_keeps_entries_balances_and_running_balances(store):
         writing.book((move("t1", 5), move("t2", 7), move("t3", -2)))
     with store.reading() as reading:
         assert reading.transaction_count() == 3
-        assert reading.has_transaction("t2")
-        assert reading.transaction_entries("t2") == (
+        assert reading.credit_entries("t2") == (
             Entry("external:deposits", -7),
             Entry(AVAILABLE, 7),
         )
@@ -147,7 +154,7 @@ def test_store_allowances_read_back_as_written(books):
     with books.writing() as writing:
         allowance_id = issue(writing)
         state = writing.allowances([allowance_id])[allowance_id]
-        changed = dataclasses.replace(state, closed=True, sequence=2**63 - 1)
+        changed = state._replace(closed=True, sequence=2**63 - 1)
         writing.put_allowances([changed])
     with books.reading() as reading:
         unknown = AllowanceId(bytes(16))
@@ -160,11 +167,11 @@ def test_store_due_are_those_to_void_and_those_to_release(books):
     with books.writing() as writing:
         ids = [issue(writing, name) for name in "abcd"]
         states = writing.allowances(ids)
-        held = dataclasses.replace(
-            states[ids[0]], cum_micros=9, posted_micros=9, held_micros=5, hold_until_ns=NOW_NS + 5
+        held = states[ids[0]]._replace(
+            cum_micros=9, posted_micros=9, held_micros=5, hold_until_ns=NOW_NS + 5
         )
-        resolved = dataclasses.replace(states[ids[1]], limit_micros=0, closed=True)
-        fully_posted = dataclasses.replace(states[ids[2]], posted_micros=20_000, cum_micros=20_000)
+        resolved = states[ids[1]]._replace(limit_micros=0, closed=True)
+        fully_posted = states[ids[2]]._replace(posted_micros=20_000, cum_micros=20_000)
         writing.put_allowances([held, resolved, fully_posted])
     over_ns = states[ids[0]].settle_by_ns
     with books.reading() as reading:
@@ -175,19 +182,20 @@ def test_store_due_are_those_to_void_and_those_to_release(books):
         assert len(reading.due_allowances(over_ns + 1, rows_max=1)) >= 1
 
 
-def test_store_vouchers_are_kept_once_by_sequence_and_digest(store):
-    allowance_id = AllowanceId(id_bytes("allowance"))
+def test_store_vouchers_are_kept_once_by_sequence_and_digest(books):
+    with books.writing() as writing:
+        allowance_id = issue(writing)
     rows = [
         StoredVoucher(
             allowance_id, 2**63 - 1, sha256(each.envelope), each.value.cum_micros, each.envelope
         )
         for each in (voucher(1, 5), voucher(1, 6))
     ]
-    with store.writing() as writing:
+    with books.writing() as writing:
         writing.keep_vouchers(rows)
         writing.keep_vouchers(rows)
         writing.keep_closes([(allowance_id, b"close"), (allowance_id, b"close")])
-    with store.reading() as reading:
+    with books.reading() as reading:
         key = (allowance_id, 2**63 - 1)
         found = reading.voucher_digests([key, (allowance_id, 1)])
         assert found == {key: frozenset(row.digest for row in rows)}
@@ -309,6 +317,73 @@ def test_sqlite_of_a_newer_version_is_refused(tmp_path):
     raw.close()
     with pytest.raises(DataDirectoryError, match="newer"):
         SqliteStore(tmp_path / "s.db")
+
+
+def test_sqlite_of_version_1_keeps_its_books(tmp_path):
+    """And a voucher of before is known, a credit of before is not booked again."""
+    raw = sqlite3.connect(tmp_path / "s.db")
+    raw.executescript(Path(__file__).with_name("version_1.sql").read_text())
+    raw.close()
+    for _ in range(2):  # made anew once, then opened as it is
+        with contextlib.closing(SqliteStore(tmp_path / "s.db")) as store:
+            require_right_books(store)
+            with store.reading() as reading:
+                assert reading.transaction_count() == 8
+                assert reading.balances(["platform:fee"]) == {"platform:fee": 17}
+                lines = reading.statement(["platform:fee"], after=0, rows_max=9)
+                assert [line.balance_micros for line in lines] == [5, 15, 17]
+                assert [state.closed for state in reading.all_allowances()].count(True) == 1
+    with contextlib.closing(SqliteStore(tmp_path / "s.db")) as store, store.writing() as writing:
+        known = [voucher(1, 100), voucher(2, 310), voucher(1, 50, name="other")]
+        results = post_vouchers(writing, HOST_MACHINE, known, now_ns=NOW_NS)
+        assert {each.outcome for each in results} == {VoucherOutcome.DUPLICATE}
+        again = add_credit(writing, Credit("alice", CREDIT_MICROS, "first"), now_ns=NOW_NS)
+        assert again is CreditOutcome.REPEATED
+        (result,) = post_vouchers(
+            writing, HOST_MACHINE, [voucher(2, 70, name="other")], now_ns=NOW_NS
+        )
+        assert result.posted_micros == 20
+        with pytest.raises(LedgerError, match="booked before"):
+            writing.book(
+                (
+                    transaction(
+                        f"post:{id_bytes('other').hex()}:50",
+                        TransactionKind.POST,
+                        id_bytes("other").hex(),
+                        1,
+                        (("external:deposits", -1), (AVAILABLE, 1)),
+                    ),
+                )
+            )
+
+
+def test_sqlite_credit_named_like_an_allowance_is_found_again(books):
+    """Who chooses an allowance's id must not decide where a credit's repeat is looked for."""
+    credit = Credit("alice", 5, id_bytes("allowance").hex())
+    with books.writing() as writing:
+        assert add_credit(writing, credit, now_ns=NOW_NS) is CreditOutcome.CREDITED
+        issue(writing)
+    with books.writing() as writing:
+        assert add_credit(writing, credit, now_ns=NOW_NS) is CreditOutcome.REPEATED
+
+
+def test_store_number_of_what_was_undone_is_forgotten(books):
+    with books.writing() as writing:
+        with contextlib.suppress(KeyError), writing.savepoint():
+            issue(writing, "undone")
+            raise KeyError
+        first, second = issue(writing, "first"), issue(writing, "undone")
+        results = post_vouchers(
+            writing,
+            HOST_MACHINE,
+            [voucher(1, 30, name="first"), voucher(1, 70, name="undone")],
+            now_ns=NOW_NS,
+        )
+        assert [each.posted_micros for each in results] == [30, 70]
+    with books.reading() as reading:
+        states = reading.allowances([first, second])
+        assert [states[each].posted_micros for each in (first, second)] == [30, 70]
+    require_right_books(books)
 
 
 def test_sqlite_file_that_is_none_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 
 import pytest
 from settlement_kit import ALICE, ISSUER, require_right_books
@@ -13,7 +14,12 @@ from settlement.service import open_service
 from settlement.store import StoreUnavailableError, Token
 from settlement.store_memory import MemoryStore
 from settlement.store_sqlite import SqliteStore
-from settlement.worker import OPERATIONS_WAITING_MAX, OverloadedError, open_writer
+from settlement.worker import (
+    COMMIT_AFTER_S,
+    OPERATIONS_WAITING_MAX,
+    OverloadedError,
+    open_writer,
+)
 
 
 def move(name: str):
@@ -111,6 +117,52 @@ def test_writer_tells_all_when_the_commit_fails():
     asyncio.run(main())
     with store.reading() as reading:
         assert reading.account("alice") is None
+
+
+class AwayStore(MemoryStore):
+    """Cannot be written until it is back."""
+
+    is_away = True
+
+    @contextlib.contextmanager
+    def writing(self):
+        if self.is_away:
+            raise StoreUnavailableError("locked")
+        with super().writing() as writing:
+            yield writing
+
+
+def test_writer_tells_all_when_no_transaction_can_begin():
+    store = AwayStore()
+
+    async def main():
+        async with open_writer(store) as writer:
+            calls = [writer.run(lambda open_: open_.put_account(ALICE)) for _ in range(3)]
+            results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10)
+            assert [type(each) for each in results] == [StoreUnavailableError] * 3
+            store.is_away = False
+            await writer.run(lambda open_: open_.put_account(ALICE))
+
+    asyncio.run(main())
+    with store.reading() as reading:
+        assert reading.account("alice") == ALICE
+
+
+def test_writer_puts_what_comes_after_20_ms_of_work_into_the_next_commit():
+    store = CountingStore()
+    store.go_on.set()
+
+    def work(open_):
+        end_s = time.monotonic() + COMMIT_AFTER_S
+        while time.monotonic() < end_s:
+            open_.put_account(ALICE)
+
+    async def main():
+        async with open_writer(store) as writer:
+            await asyncio.gather(*(writer.run(work) for _ in range(4)))
+
+    asyncio.run(main())
+    assert store.commits == 4
 
 
 def test_writer_refuses_what_it_cannot_queue():
