@@ -7,7 +7,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help apt apt-bench apt-node bench fuzz demo test test-all lint lock venv-demo venv-dev clean \
+.PHONY: help apt apt-bench apt-node bench bench-settlement fuzz demo test test-all lint lock venv-demo venv-dev clean \
 	soak soak-sim soak-power soak-kill soak-fuzz
 
 # The first of these that is new enough: the usual name, then the versions that CI runs.
@@ -112,6 +112,10 @@ soak-power: venv-dev
 
 soak-kill: venv-dev
 	$(BIN)/python tests/e2e/soak_kill.py --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+
+# Vouchers and receipts a second; ARGS="--runs 1 --part rate" for less. See docs/performance.md.
+bench-settlement: venv-dev
+	$(BIN)/python -m bench.settlement $(ARGS)
 
 clean:
 	rm -rf .venv .venv-lock build dist *.egg-info tests/interop/node_modules

@@ -79,8 +79,18 @@ def init_command(
     show_default=True,
     help="Settlement's share of what is paid, in hundredths of a percent.",
 )
+@click.option(
+    "--verify-processes",
+    metavar="N",
+    type=click.IntRange(0, 64),
+    default=0,
+    show_default=True,
+    help="Processes that check signatures: 0 with one core, else the cores less one.",
+)
 @click.option("--verbose", is_flag=True, help="Log more.")
-def serve_command(data_dir: Path, bind: str, port: int, fee_bps: int, *, verbose: bool) -> None:
+def serve_command(
+    data_dir: Path, bind: str, port: int, fee_bps: int, verify_processes: int, *, verbose: bool
+) -> None:
     """Run settlement in the foreground.
 
     For a network made by `sparewatt settlement init`.
@@ -99,6 +109,7 @@ def serve_command(data_dir: Path, bind: str, port: int, fee_bps: int, *, verbose
             host=bind,
             port=port,
             fee_bps=fee_bps,
+            verify_processes=verify_processes,
         )
         write = ready_writer(data_dir)
 
