@@ -194,6 +194,14 @@ class Discovery:
 
     async def _tend(self, host: Host) -> None:
         """Keep a host's record and link until it is gone for good."""
+        async with trio.open_nursery() as lookups:
+            await self._keep_link(host, lookups)
+            lookups.cancel_scope.cancel()
+        self._lost.pop(host.peer_id, None)
+        if not host.is_banned:
+            self.table.remove(host)
+
+    async def _keep_link(self, host: Host, lookups: trio.Nursery) -> None:
         failures = 0
         quick_left = 0
         while failures < GIVE_UP_FAILURES_COUNT:
@@ -214,11 +222,10 @@ class Discovery:
             self.table.changed()
             await trio.sleep(min(RETRY_S_MIN * 2**failures, RETRY_S_MAX))
             is_fresh = quick_left > QUICK_RETRIES_COUNT - QUICK_LOOK_UP_COUNT
-            if failures or is_fresh or quick_left % QUICK_LOOK_UP_COUNT == 1:
+            if failures:
                 await self._learn_addresses(host)
-        self._lost.pop(host.peer_id, None)
-        if not host.is_banned:
-            self.table.remove(host)
+            elif (is_fresh or quick_left % QUICK_LOOK_UP_COUNT == 1) and not lookups.child_tasks:
+                lookups.start_soon(self._learn_addresses, host)  # the old address may be good yet
 
     async def _connect(self, host: Host) -> None:
         """Fetch the record and open the link."""
