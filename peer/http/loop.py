@@ -244,8 +244,10 @@ class Loop:
             self._after_crash(crashed)
 
     def _run_due_timers(self) -> None:
-        now = trio.current_time()
-        while self._timers and self._timers[0][0] <= now:
+        # By the turn's own clock: a callback that finds itself too early by it, and waits for what
+        # is left, would be due again at once by a later one. What a callback adds is for next turn.
+        now, fresh = self.now(), next(self._orders)
+        while self._timers and self._timers[0][0] <= now and self._timers[0][1] < fresh:
             _, _, timer = heapq.heappop(self._timers)
             if timer.action is None:
                 self._timers_dead -= 1

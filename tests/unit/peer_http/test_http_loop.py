@@ -188,3 +188,40 @@ async def test_loop_that_gathers_lets_the_next_turn_wait_after_a_full_one_only(
     for pair in pairs:
         for each in pair:
             loop.close(each)
+
+
+async def test_loop_timer_that_waits_for_what_is_left_of_its_time_ends(loop: Loop) -> None:
+    """A turn whose callbacks take long reaches into the time of timers that were not due yet."""
+    done = trio.Event()
+    deadline_s = loop.now() + 0.02
+
+    def wait_for_the_rest() -> None:
+        left_s = deadline_s - loop.now()
+        if left_s > 0:
+            loop.call_later(left_s, wait_for_the_rest)
+        else:
+            done.set()
+
+    def take_long() -> None:
+        while trio.current_time() < deadline_s:
+            pass
+
+    loop.call_later(0.01, take_long)
+    loop.call_later(0.02, wait_for_the_rest)
+    with trio.fail_after(5):
+        await done.wait()
+
+
+async def test_loop_timer_due_at_once_from_a_timer_runs_in_the_next_turn(loop: Loop) -> None:
+    runs: list[float] = []
+
+    def again() -> None:
+        runs.append(loop.now())
+        if len(runs) < 3:
+            loop.call_later(0, again)
+
+    loop.call_later(0, again)
+    with trio.fail_after(5):
+        while len(runs) < 3:
+            await trio.lowlevel.checkpoint()
+    assert len(set(runs)) == 3
