@@ -202,14 +202,21 @@ async def test_loop_timer_that_waits_for_what_is_left_of_its_time_ends(loop: Loo
         else:
             done.set()
 
-    def take_long() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+
+    def take_long(mask: int) -> None:
+        ours.recv(1)
         while trio.current_time() < deadline_s:
             pass
 
-    loop.call_later(0.01, take_long)
-    loop.call_later(0.02, wait_for_the_rest)
-    with trio.fail_after(5):
-        await done.wait()
+    with ours, theirs:
+        loop.add(ours, take_long, READABLE, crashed=lambda: None)
+        loop.call_later(0.02, wait_for_the_rest)
+        theirs.send(b"x")
+        with trio.fail_after(5):
+            await done.wait()
+        loop.remove(ours)
 
 
 async def test_loop_timer_due_at_once_from_a_timer_runs_in_the_next_turn(loop: Loop) -> None:
