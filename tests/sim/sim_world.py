@@ -408,6 +408,8 @@ class World:
             if attempt is not None and attempt.prompt_started:
                 gateway.acts.cheats_count += 1
                 if gateway.acts.hangs_up == "vanish":
+                    link = gateway.process.core.table.get(attempt.route.host).link
+                    link._is_leaving = True  # so that nothing of it is resumed
                     self.network.lose(gateway.process.peers[-1], attempt.route.host)
                 client.hang_up()
                 return
