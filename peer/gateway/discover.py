@@ -34,7 +34,6 @@ RETRY_S_MIN = 1.0
 RETRY_S_MAX = 120.0
 QUICK_RETRIES_COUNT = 60  # a second apart, for a host that we had a link to: it may be restarted
 PENDING_RETRIES_COUNT = 3  # so long requests wait for it if there is no other
-QUICK_LOOK_UP_COUNT = 10  # at each of the first so many, then between two: where is it now?
 GIVE_UP_FAILURES_COUNT = 8  # about four minutes of trying; the DHT may name it again
 LEAVING_CHECK_S = 15.0
 RECORD_REFRESH_S = limits.RECORD_ANNOUNCE_NS / limits.SECOND_NS
@@ -221,10 +220,9 @@ class Discovery:
             host.connecting = quick_left > QUICK_RETRIES_COUNT - PENDING_RETRIES_COUNT
             self.table.changed()
             await trio.sleep(min(RETRY_S_MIN * 2**failures, RETRY_S_MAX))
-            is_fresh = quick_left > QUICK_RETRIES_COUNT - QUICK_LOOK_UP_COUNT
             if failures:
                 await self._learn_addresses(host)
-            elif (is_fresh or quick_left % QUICK_LOOK_UP_COUNT == 1) and not lookups.child_tasks:
+            elif not lookups.child_tasks:
                 lookups.start_soon(self._learn_addresses, host)  # the old address may be good yet
 
     async def _connect(self, host: Host) -> None:
