@@ -17,12 +17,12 @@ class Increments:
 
     __slots__ = (
         "_base_tokens",
+        "_bound_micros",
         "_last",
         "_prices",
         "_settled_micros",
         "_sizes",
         "_slots",
-        "bound_micros",
     )
 
     def __init__(self, *, slots: int, base_tokens: int = limits.INCREMENT_TOKENS_MIN) -> None:
@@ -32,7 +32,7 @@ class Increments:
         self._settled_micros = 0
         self._sizes: dict[_Price, int] = {}  # of each price; forgotten when something is settled
         self._last: Quote | None = None
-        self.bound_micros = 1
+        self._bound_micros: int | None = None  # to be measured when somebody asks
 
     @property
     def slots(self) -> int:
@@ -74,7 +74,7 @@ class Increments:
         _, count = self._prices.get(price, (quote, 0))
         self._prices[price] = (quote, count + 1)
         self._last = quote
-        self._measure()
+        self._bound_micros = None
 
     def closed(self, quote: Quote) -> None:
         """Count a request at these prices no more."""
@@ -84,34 +84,38 @@ class Increments:
         held, count = self._prices.pop(price)
         if count > 1:
             self._prices[price] = (held, count - 1)
-        self._measure()
+        self._bound_micros = None
 
     def settled(self, rise_micros: int) -> None:
         """Count what a voucher paid."""
         self._settled_micros += rise_micros
         self._sizes.clear()
-        self._measure()
+        self._bound_micros = None
 
     def start_again(self) -> None:
         """Forget what was settled."""
         self._settled_micros = 0
         self._sizes.clear()
-        self._measure()
+        self._bound_micros = None
 
     def grant_slots(self, slots: int) -> None:
         """Change how many requests at a time the bound covers."""
         self._slots = slots
-        self._measure()
+        self._bound_micros = None
 
-    def _measure(self) -> None:
-        """Sum the largest increments of the open requests, one for each up to the slots."""
+    @property
+    def bound_micros(self) -> int:
+        """The sum of the largest increments of the open requests, one for each up to the slots.
+
+        It changes twice with each request and is asked for once in many.
+        """
+        if self._bound_micros is None:
+            self._bound_micros = self._measured()
+        return self._bound_micros
+
+    def _measured(self) -> int:
         if not self._prices:
-            self.bound_micros = self.of(self._last) if self._last else 1
-            return
-        if len(self._prices) == 1:  # the usual case, measured twice per request
-            ((quote, count),) = self._prices.values()
-            self.bound_micros = self.of(quote) * min(count, max(1, self._slots))
-            return
+            return self.of(self._last) if self._last else 1
         increments = sorted(
             ((self.of(quote), count) for quote, count in self._prices.values()), reverse=True
         )
@@ -121,7 +125,7 @@ class Increments:
             taken = min(count, left)
             bound += increment * taken
             left -= taken
-        self.bound_micros = bound
+        return bound
 
 
 def _price(quote: Quote) -> _Price:

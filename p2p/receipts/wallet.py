@@ -81,7 +81,7 @@ class HostAccount:
         self._running: dict[RequestId, _Running] = {}
         self._ended: dict[Digest, _Ended] = {}
         self._unpaid_micros = 0
-        self._threshold_micros = 1
+        self._threshold_micros: int | None = None  # to be measured when a voucher may be due
         self._has_duty = False
 
     # -- what stands ---------------------------------------------------------------------------
@@ -210,7 +210,7 @@ class HostAccount:
             purse.new_link()
         self._has_duty = True
         self._purses[NO_ALLOWANCE] = Purse(None)
-        self._measure()
+        self._threshold_micros = None
 
     def restore_best(self, voucher: Signed[Voucher]) -> bool:
         """Learn from the host's hello what we signed last; returns whether it was news.
@@ -235,7 +235,7 @@ class HostAccount:
         for purse in self._purses.values():
             purse.must_sign = True
         self._has_duty = True
-        self._measure()
+        self._threshold_micros = None
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -269,7 +269,7 @@ class HostAccount:
         self._running[request_id] = _Running(purse, Count(quote, body_bytes, choices, tokens_max))
         purse.open_count += 1
         self._increments.opened(quote)
-        self._measure()
+        self._threshold_micros = None
 
     def due(self, request_id: RequestId, prompt_tokens: int, micros: int) -> CountRefusal | None:
         """Take the host's wish to have the prompt vouched for; the next voucher covers it."""
@@ -401,6 +401,8 @@ class HostAccount:
         and lost leaves a gap, which is harmless; call again until None.
         """
         chosen: Purse | None = None
+        if self._threshold_micros is None:
+            self._threshold_micros = (self._increments.smallest() + 1) // 2
         if self._unpaid_micros and (idle or self._unpaid_micros >= self._threshold_micros):
             chosen = max(self._purses.values(), key=_unpaid_of)
         elif self._has_duty:
@@ -411,7 +413,7 @@ class HostAccount:
         voucher = chosen.sign(chosen.allowance)
         self._unpaid_micros -= rise
         self._increments.settled(rise)
-        self._measure()
+        self._threshold_micros = None
         return voucher
 
     # -- inside --------------------------------------------------------------------------------
@@ -440,10 +442,7 @@ class HostAccount:
         del self._running[request_id]
         held.purse.open_count -= 1
         self._increments.closed(held.count.quote)
-        self._measure()
-
-    def _measure(self) -> None:
-        self._threshold_micros = (self._increments.smallest() + 1) // 2
+        self._threshold_micros = None
 
     def _on_duty(self) -> Purse | None:
         """Return a purse whose voucher somebody waits for, whatever it comes to."""

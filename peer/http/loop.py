@@ -8,14 +8,13 @@ per socket.
 Whoever writes from another task wraps its batch in ``with loop.turn():`` and gets the same.
 """
 
-import contextlib
 import heapq
 import itertools
 import logging
 import math
 import select
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -60,6 +59,29 @@ class Timer:
             self._owner._timer_cancelled()  # noqa: SLF001 - one mechanism in two classes
 
 
+class Turn:
+    """What ``Loop.turn`` encloses code with; one for all, as turns only nest."""
+
+    __slots__ = ("_loop",)
+
+    def __init__(self, loop: "Loop") -> None:
+        self._loop = loop
+
+    def __enter__(self) -> None:
+        loop = self._loop
+        if not loop._depth:  # noqa: SLF001 - one mechanism in two classes
+            loop._turn_s = trio.current_time()  # noqa: SLF001 - as above
+        loop._depth += 1  # noqa: SLF001 - as above
+
+    def __exit__(self, *exc: object) -> None:
+        loop = self._loop
+        try:
+            if loop._depth == 1:  # noqa: SLF001 - as above
+                loop._end_turn()  # noqa: SLF001 - as above
+        finally:
+            loop._depth -= 1  # noqa: SLF001 - as above
+
+
 class Loop:
     """An epoll of our own inside one trio task; see the module's page.
 
@@ -84,6 +106,7 @@ class Loop:
         self._turn_end: list[tuple[Action, Action]] = []
         self._closing: list[socket.socket] = []
         self._depth = 0
+        self._turn = Turn(self)
         self._turn_s = 0.0
         self._wait_scope: trio.CancelScope | None = None
 
@@ -152,21 +175,12 @@ class Loop:
         if not self._depth and self._wait_scope is not None:
             self._wait_scope.cancel()
 
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self) -> "Turn":
         """Make the enclosed synchronous code one turn: what it writes leaves at the end, at once.
 
         Never await inside.
         """
-        if not self._depth:
-            self._turn_s = trio.current_time()
-        self._depth += 1
-        try:
-            yield
-        finally:
-            if self._depth == 1:
-                self._end_turn()
-            self._depth -= 1
+        return self._turn
 
     def _end_turn(self) -> None:
         for _ in range(TURN_END_ROUNDS_MAX):
