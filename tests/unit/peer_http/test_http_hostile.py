@@ -1,6 +1,7 @@
 """Slow and hostile clients against the running server: what they hold, and who gives way."""
 
 import contextlib
+import os
 import socket
 import struct
 
@@ -223,8 +224,9 @@ async def test_hostile_pipelined_requests_take_turns_with_others(site: Site) -> 
     site.desk.immediately = note
     greedy, modest = await site.wire(), await site.wire()
     await site.until(lambda: site.server.connection_count == 2)
-    await greedy.stream.send_all(GET.replace(b"/ ", b"/greedy ") * 16)
-    await modest.stream.send_all(GET.replace(b"/ ", b"/modest "))
+    # Without a checkpoint in between, so that the server finds both at once.
+    os.write(greedy.stream.socket.fileno(), GET.replace(b"/ ", b"/greedy ") * 16)
+    os.write(modest.stream.socket.fileno(), GET.replace(b"/ ", b"/modest "))
     await site.until(lambda: len(order) == 17)
     assert order.index("/modest") < 12
 
