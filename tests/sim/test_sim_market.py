@@ -208,7 +208,7 @@ def test_simulation_finds_books_that_depend_on_the_order(monkeypatch) -> None:
     def present(state, voucher, *, same_sequence, now_ns):  # type: ignore[no-untyped-def]
         """Take the last word for the highest."""
         effect = honest(state, voucher, same_sequence=same_sequence, now_ns=now_ns)
-        last = dataclasses.replace(effect.change.state, sequence=voucher.value.sequence)
+        last = effect.change.state._replace(sequence=voucher.value.sequence)
         change = dataclasses.replace(effect.change, state=last)
         return dataclasses.replace(effect, change=change)
 
