@@ -7,7 +7,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help apt apt-bench apt-node bench bench-settlement fuzz demo test test-all lint lock venv-demo venv-dev clean \
+.PHONY: help apt apt-bench apt-node bench bench-settlement fuzz demo test test-all test-more lint lock venv-demo venv-dev clean \
 	soak soak-sim soak-power soak-kill soak-fuzz
 
 # The first of these that is new enough: the usual name, then the versions that CI runs.
@@ -32,8 +32,10 @@ venv-demo venv-dev:
 demo: venv-demo
 	@exec $(BIN)/sparewatt demo $(if $(ONCE),--once) $(if $(REPORT),--report "$(REPORT)")
 
+# HYPOTHESIS_PROFILE=ci lets random tests try three times as much, and the simulation 100 seeds.
 test: venv-dev
-	$(PYTEST) -m "$(PLAIN)"
+	$(PYTEST) -m "$(PLAIN)" --junitxml=build/test.xml
+	@$(BIN)/python .ci/no_skips.py build/test.xml
 
 # The owner's screen is tested in a real terminal, which is tmux.
 apt:
@@ -51,9 +53,12 @@ tests/interop/node_modules: tests/interop/package-lock.json | apt-node
 	npm ci --prefix tests/interop --ignore-scripts --no-audit --no-fund --loglevel error
 	@touch $@
 
-test-all: venv-dev apt tests/interop/node_modules
-	HYPOTHESIS_PROFILE=ci $(PYTEST) --junitxml=build/test-all.xml
-	@$(BIN)/python .ci/no_skips.py build/test-all.xml
+test-all: test test-more
+
+# What `test` leaves out.
+test-more: venv-dev apt tests/interop/node_modules
+	$(PYTEST) -m "not ($(PLAIN))" --junitxml=build/test-more.xml
+	@$(BIN)/python .ci/no_skips.py build/test-more.xml
 	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=4
 
 # Each decoder for so long, two at a time. Linux on x86-64 only.

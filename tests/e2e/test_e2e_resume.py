@@ -14,6 +14,7 @@ import httpx
 import pytest
 from e2e_kit import network, wait_until
 
+pytestmark = pytest.mark.slow
 MODEL = "slow/engine"
 TOKENS = 400
 TOKEN_SECONDS = 0.02

@@ -13,6 +13,7 @@ STRIDES = {"gateway": 8, "host": 8, "ledger": 20}
 SEED = 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REHEARSALS)
 def test_power_cut_loses_nothing_acknowledged_and_leaves_nothing_half(name: str, tmp_path: Path):
     tally = rehearse(name, tmp_path, seed=SEED, samples=1, stride=STRIDES[name])
