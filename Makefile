@@ -1,7 +1,7 @@
 # Everything here needs Python >= 3.11 and a package index, nothing else (test-all says what more).
 #   make demo                       the whole network on this machine, one question, one bill
 #   make demo ONCE=1 REPORT=r.json  the same, then exit 0 only if every check held
-#   make test | test-all | lint | lock
+#   make test | test-all | fuzz | lint | lock
 #   make soak                       what random tests find in hours; SEEDS=500 for less of it
 #   make bench                      how fast the main path is, in 20 min; QUICK=1 in 2 (docs/performance.md)
 
@@ -15,7 +15,6 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 	if $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2])' 2>/dev/null; \
 	then echo $$name; break; fi; done)
 BIN := .venv/bin
-PACKAGES := p2p peer relay settlement tui sparewatt
 PYTEST := $(BIN)/python -m pytest
 # Tests that need more than Python (the CPU engine with its model, Node.js, Debian packages) or time.
 PLAIN := not engine and not node and not apt and not slow

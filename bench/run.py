@@ -280,7 +280,6 @@ def _machine() -> dict[str, str]:
     )
     return {
         "cpu": cpu,
-        "kernel": platform.release(),
         "python": platform.python_version(),
         "commit": commit.stdout.strip(),
     }

@@ -28,6 +28,7 @@ SIGNED_BYTES_MAX = 4 * 1024  # any signed money message but a receipt batch
 RECEIPT_BYTES_MAX = 1024
 RECEIPT_BATCH_RECEIPTS_MAX = 256
 RECEIPT_BATCH_BYTES_MAX = 16 * 1024
+COSIGNATURE_BYTES_MAX = 8 * 1024  # a whole batch of ids that the gateway disputes
 RECEIPT_BATCH_WAIT_NS = 50_000_000  # one signature covers what ended in this time
 QUOTE_TTL_NS = 10 * MINUTE_NS
 QUOTE_RENEW_NS = 4 * MINUTE_NS

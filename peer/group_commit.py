@@ -15,6 +15,7 @@ writes stay queued and are tried again; ``trouble`` says so meanwhile.
 
 import contextlib
 import itertools
+import logging
 import math
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,6 +28,8 @@ import sqlite_utils
 import trio
 
 from p2p.errors import SparewattError
+
+LOG = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 GATHER_S = 0.003  # between two commits; the first after a rest goes at once
@@ -195,7 +198,14 @@ class GroupCommit:
         self.trouble = ""
         self._not_before_s = trio.current_time() + GATHER_S
         for callback in callbacks:
-            callback()
+            _call(callback)
+
+
+def _call(callback: Durable) -> None:
+    try:
+        callback()
+    except Exception:  # task boundary: one owner's bug must not take the others' disk away
+        LOG.exception("what waited for a commit failed")
 
 
 JournalT = TypeVar("JournalT", bound=GroupCommit)

@@ -2,7 +2,7 @@
 
 Ships with the package, so that the screen can be tried without a GPU:
 
-    python -m tui.testing serve /tmp/control.sock
+    python -m tui.testing serve control.sock
     python -m tui.testing picture docs/images/tui.svg [SOCKET]   # of a running host, if named
 """
 

@@ -384,7 +384,7 @@ VOUCHER = Kind("voucher", Voucher, money_pb2.Voucher)
 RECEIPT_BATCH = Kind(
     "receipts", ReceiptBatch, money_pb2.ReceiptBatch, limits.RECEIPT_BATCH_BYTES_MAX
 )
-COSIGNATURE = Kind("cosignature", Cosignature, money_pb2.Cosignature, 8 * 1024)
+COSIGNATURE = Kind("cosignature", Cosignature, money_pb2.Cosignature, limits.COSIGNATURE_BYTES_MAX)
 CLOSE = Kind("close", Close, money_pb2.Close)
 WALLET_PROOF = Kind("wallet-proof", WalletProof, money_pb2.WalletProof)
 ENROLMENT = Kind("enrolment", Enrolment, money_pb2.Enrolment)

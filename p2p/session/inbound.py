@@ -287,7 +287,7 @@ def _voucher(state: SessionState, frame: Frame, now_ns: int) -> events.Event:
 
 def _cosign(state: SessionState, frame: Frame, now_ns: int) -> events.Event:
     envelope = frame.cosign.envelope
-    _refuse(fields.envelope_fault("cosign", envelope))
+    _refuse(fields.envelope_fault("cosign", envelope, bytes_max=fields.COSIGN_ENVELOPE_BYTES_MAX))
     return events.CosignReceived(envelope)
 
 

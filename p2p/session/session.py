@@ -390,7 +390,9 @@ class Session:
 
     def send_cosign(self, envelope: bytes) -> None:
         """Send our signature under a receipt batch."""
-        _refuse(fields.envelope_fault("cosign", envelope))
+        _refuse(
+            fields.envelope_fault("cosign", envelope, bytes_max=fields.COSIGN_ENVELOPE_BYTES_MAX)
+        )
         if self._ready(Role.GATEWAY):
             self._state.writer.add(0, len(envelope)).cosign.envelope = envelope
 

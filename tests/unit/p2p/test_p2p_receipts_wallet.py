@@ -8,11 +8,12 @@ from p2p.errors import LocalProtocolError, RemoteProtocolError
 from p2p.receipts.chain import ReceiptChain
 from p2p.receipts.cost import Usage
 from p2p.receipts.counting import CountFault
-from p2p.receipts.messages import RECEIPT_BATCH, Receipt
+from p2p.receipts.messages import COSIGNATURE, RECEIPT_BATCH, Cosignature, Receipt
 from p2p.receipts.wallet import HostAccount
-from p2p.signing import SecretKey, sealed
+from p2p.session.fields import COSIGN_ENVELOPE_BYTES_MAX, envelope_fault
+from p2p.signing import SecretKey, seal, sealed
 from p2p.testing import money
-from p2p.types import GENESIS_HEAD, NO_ALLOWANCE, FinishReason, RequestId, sha256
+from p2p.types import GENESIS_HEAD, NO_ALLOWANCE, FinishReason, NetworkId, RequestId, sha256
 
 QUOTE = money.quote(price_in=1_000_000, price_out=1_000_000)  # a token is a micro-dollar
 ALLOWANCE_ID = money.allowance_value().allowance_id
@@ -486,3 +487,17 @@ def test_remove_allowance_only_when_nothing_runs():
     made.remove_allowance(ALLOWANCE_ID)
     assert made.allowance_ids() == ()
     assert made.unpaid_micros == 0
+
+
+def test_cosignature_of_a_batch_that_is_wholly_disputed_fits_its_frame() -> None:
+    ids = tuple(
+        RequestId(number.to_bytes(16, "big")) for number in range(limits.RECEIPT_BATCH_RECEIPTS_MAX)
+    )
+    cosignature = Cosignature(
+        network_id=NetworkId("n" * 32),
+        host_peer_id=money.key("host").peer_id,
+        batch_digest=sha256(b""),
+        different_request_ids=ids,
+    )
+    envelope = seal(money.key("wallet"), COSIGNATURE, cosignature)
+    assert not envelope_fault("cosign", envelope, bytes_max=COSIGN_ENVELOPE_BYTES_MAX)

@@ -232,7 +232,7 @@ def test_request_arrives_as_it_was_sent() -> None:
         pb.Frame(voucher=pb.VoucherFrame()),
         pb.Frame(voucher=pb.VoucherFrame(envelope=bytes(limits.SIGNED_BYTES_MAX + 257))),
         pb.Frame(allowance=pb.AllowanceFrame()),
-        pb.Frame(cosign=pb.Cosign(envelope=bytes(limits.SIGNED_BYTES_MAX + 257))),
+        pb.Frame(cosign=pb.Cosign(envelope=bytes(limits.COSIGNATURE_BYTES_MAX + 257))),
         pb.Frame(quote=pb.QuoteFrame()),
         pb.Frame(quote=pb.QuoteFrame(model_id="x" * 257)),
         pb.Frame(quote=pb.QuoteFrame(model_id="x", envelope=b"x")),

@@ -105,6 +105,7 @@ async def test_pause_holds_the_stream_and_resume_goes_on() -> None:
         held = len(sink.data)
         await trio.sleep(0.1)
         assert len(sink.data) == held
+        assert not sink.over.is_set()
         call.resume()
         await sink.over.wait()
         assert sink.usage.completion_tokens == 30

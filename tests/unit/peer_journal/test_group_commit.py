@@ -191,3 +191,17 @@ async def test_records_that_the_disk_refused_are_tried_again_before_what_came_la
         await trio.sleep(2 * RETRY_S_MIN)
         assert words.connection.execute(ALL).fetchall() == [("record",), ("later",)]
         assert not words.trouble
+
+
+async def test_callback_that_fails_holds_up_neither_the_others_nor_the_journal(
+    tmp_path, autojump_clock, caplog
+) -> None:
+    def fail() -> None:
+        raise ValueError("a bug of its owner")
+
+    async with open_words(tmp_path) as (words, _):
+        words.put(PUT, ("one",), fail)
+        await put(words, "two")
+        await put(words, "three")
+        assert words.connection.execute(ALL).fetchall() == [("one",), ("two",), ("three",)]
+    assert "what waited for a commit failed" in caplog.text
