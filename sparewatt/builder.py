@@ -8,7 +8,7 @@ import contextlib
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -174,8 +174,10 @@ class LocalNetwork:
         """Start those processes again that ended, where the others expect them."""
         state = network_dir.read_network_json(self.data_dir)
         ended = {record.name for record in layout.processes if record.find() is None}
-        if state is None or not ended:
+        if not ended:
             raise _running_problem(self.data_dir)
+        if state is None:
+            raise _half_made_problem(self.data_dir, ended)
         started = [self._spawn_again(name, state, layout) for name in sorted(ended)]
         fresh = {each.record.name: each.record for each in started}
         records = tuple(fresh.get(record.name, record) for record in layout.processes)
@@ -379,6 +381,15 @@ def _running_problem(data_dir: Path) -> Problem:
     return Problem(
         f"the network in {data_dir} is running",
         f"sparewatt status --data {quoted}; add hosts with add-node",
+    )
+
+
+def _half_made_problem(data_dir: Path, ended: Collection[str]) -> Problem:
+    """Return why a network that never came up as a whole can't be mended in place."""
+    quoted = shlex.quote(str(data_dir))
+    return Problem(
+        f"the network in {data_dir} runs without {', '.join(sorted(ended))}",
+        f"sparewatt down --data {quoted}; then sparewatt up --data {quoted}",
     )
 
 
