@@ -190,15 +190,21 @@ class GroupCommit:
             return
         try:
             await self.run_work(lambda: _commit_writes(self.connection, writes))
+        except trio.Cancelled:  # before the work began, which is never cancelled half-way
+            self._take_back(writes, callbacks)
+            raise
         except sqlite3.Error as error:
-            self._writes, self._callbacks = writes + self._writes, callbacks + self._callbacks
-            self._due_s = -math.inf
+            self._take_back(writes, callbacks)
             self.trouble = f"the journal can't be written: {error}"
             return
         self.trouble = ""
         self._not_before_s = trio.current_time() + GATHER_S
         for callback in callbacks:
             _call(callback)
+
+    def _take_back(self, writes: list[_Write], callbacks: list[Durable]) -> None:
+        self._writes, self._callbacks = writes + self._writes, callbacks + self._callbacks
+        self._due_s = -math.inf
 
 
 def _call(callback: Durable) -> None:

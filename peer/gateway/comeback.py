@@ -81,7 +81,7 @@ class Comeback:
         return opening.rest
 
     def _go_on(self, granted: Resumption) -> None:
-        session = self.session
+        session = self._owner = self.session  # first: whatever fails below, it hears of its link
         try:
             if granted.session_id != session.session_id:
                 raise RemoteProtocolError("the host goes on with another session")
@@ -89,7 +89,6 @@ class Comeback:
         except RemoteProtocolError as error:
             session.give_up(str(error))
             raise
-        self._owner = session
         LOG.info("the session with host %s goes on over a new link", session.peer_id)
 
 
@@ -112,11 +111,13 @@ async def come_back(
                 await _try(node, target, session, begin_anew)
             except PeerUnreachableError as error:
                 reason = str(error)
+        if not session.is_cut:
+            return
         now_s = trio.current_time()
         is_nobody_there = now_s - tried_s < QUICK_S and now_s - cut_s > NOBODY_S_MAX
         if now_s >= until_s or is_nobody_there:
             session.give_up(reason)
-        elif session.is_cut:
+        else:
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
 

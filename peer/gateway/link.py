@@ -243,6 +243,10 @@ class HostLink:
             self._cancelled_ns.clear()
             self._link.reset()
 
+    def pay_up(self) -> None:
+        """Sign for all that is owed; it leaves once it is on disk."""
+        self._settle_up(idle=True)
+
     def close(self, reason: str) -> None:
         """Say goodbye; what waits is written first."""
         self._is_leaving = True
@@ -296,7 +300,7 @@ class HostLink:
         now_ns = self._context.now()
         self._session.resume(received_bytes, now_ns)
         self._link = link
-        self._heard_ns = now_ns
+        self.heard_ns = now_ns
         self.cut_ns = None
         with self._context.turn():
             self._context.watcher.link_ready(self)

@@ -199,9 +199,13 @@ class _Gateway:
         with trio.move_on_after(STOP_RECEIPTS_S):
             while core.dispatcher.unsettled_count:  # noqa: ASYNC110 - counted by callbacks
                 await trio.sleep(TICK_S / 2)
-        for host in core.table:
-            if host.link is not None:
-                host.link.close("the gateway stops")
+        links = [host.link for host in core.table if host.link is not None]
+        for link in links:
+            link.pay_up()
+        with trio.move_on_after(STOP_SUBMIT_S):
+            await books.journal.flush()
+        for link in links:
+            link.close("the gateway stops")
         with trio.move_on_after(STOP_SUBMIT_S):
             await books.journal.flush()
             await books.submit()

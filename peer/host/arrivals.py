@@ -14,6 +14,7 @@ from peer.host.link import HostLink
 _LOG = logging.getLogger(__name__)
 
 KEPT_COUNT_MAX = 1024  # sessions that may be resumed; each retains up to its bound
+KEPT_OF_PEER_COUNT_MAX = 2  # one in use, and one whose end is yet to be noticed
 CUT_COUNT_MAX = 256  # of them without a link
 CUT_STRANGERS_COUNT_MAX = 64
 _RESUME_MS = limits.RESUME_NS_MAX // 1_000_000
@@ -29,6 +30,10 @@ class KeptSessions:
     def add(self, session_id: bytes, link: HostLink) -> int:
         """Take a session; return for how many ms it is kept when it is cut, 0 for not at all."""
         if session_id in self._sessions or len(self._sessions) >= KEPT_COUNT_MAX:
+            return 0
+        remote = link.link.remote
+        of_peer = sum(each.link.remote == remote for each in self._sessions.values())
+        if of_peer >= KEPT_OF_PEER_COUNT_MAX:
             return 0
         self._sessions[session_id] = link
         link.session_id = session_id

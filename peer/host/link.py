@@ -31,6 +31,9 @@ _WINDOW_ABORT_S = limits.UNPAID_ABORT_NS / limits.SECOND_NS
 _WINDOW_ABORT_STRANGER_S = limits.STRANGER_UNPAID_ABORT_NS / limits.SECOND_NS
 _BATCH_WAIT_S = limits.RECEIPT_BATCH_WAIT_NS / limits.SECOND_NS
 _RESUME_S = limits.RESUME_NS_MAX / limits.SECOND_NS
+RESUMPTIONS_UNPAID_MAX = (
+    3  # each gives the whole time to pay again; a voucher starts the count anew
+)
 _RESUME_STRANGER_S = limits.STRANGER_UNPAID_ABORT_NS / limits.SECOND_NS
 
 
@@ -112,6 +115,7 @@ class HostLink:
         self._is_torn = False
         self._is_left = False
         self._cut_timer: Timer | None = None
+        self._resumptions_count = 0  # since the last voucher
         self._held: dict[ServedRequest, None] = {}
         self._unpaid_timer: Timer | None = None
         self._batch_timer: Timer | None = None
@@ -144,6 +148,10 @@ class HostLink:
             self.session.cut()
             if self._liveness_timer is not None:
                 self._liveness_timer.cancel()
+            for request in self.requests.values():
+                if request.window_timer is not None:  # nobody can read now
+                    request.window_timer.cancel()
+                    request.window_timer = None
             self._cut_timer = self._server.loop.call_later(
                 _RESUME_STRANGER_S if self.is_stranger else _RESUME_S,
                 lambda: self.give_up("its gateway did not come back"),
@@ -161,8 +169,14 @@ class HostLink:
         """Go on over another link of the same gateway; the old one is given up, if it still is.
 
         Raises:
-            RemoteProtocolError: If the gateway lacks what is kept no more: then give it up.
+            RemoteProtocolError: If the gateway lacks what is kept no more, if the session has
+                ended, or if it is resumed again and again and not paid for: then give it up.
         """
+        if self._is_torn or self._is_left or self.is_lost or not self.session.is_kept:
+            raise RemoteProtocolError("that session has ended")
+        self._resumptions_count += 1
+        if self._resumptions_count > RESUMPTIONS_UNPAID_MAX and self._held:
+            raise RemoteProtocolError("resumed again and again without a voucher")
         if not self.session.is_cut:
             self.session.cut()
         self.session.resume(received_bytes, _monotonic_ns())
@@ -341,6 +355,7 @@ class HostLink:
             self._say(refusal)
 
     def _voucher_durable(self) -> None:
+        self._resumptions_count = 0
         with self._server.loop.turn():
             if self._unpaid_timer is not None:
                 self._unpaid_timer.cancel()

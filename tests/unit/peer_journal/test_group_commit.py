@@ -1,7 +1,7 @@
 """Writes that share commits, on the virtual clock: when they go, in which order, and after what."""
 
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -31,8 +31,10 @@ class Disk:
     def __init__(self) -> None:
         self.used_at_s: list[float] = []
         self.is_full = False
+        self.before_use: Callable[[], None] = lambda: None
 
     async def __call__(self, work):
+        self.before_use()
         self.used_at_s.append(trio.current_time())
         if self.is_full:
             raise sqlite3.OperationalError("database or disk is full")
@@ -205,3 +207,20 @@ async def test_callback_that_fails_holds_up_neither_the_others_nor_the_journal(
         await put(words, "three")
         assert words.connection.execute(ALL).fetchall() == [("one",), ("two",), ("three",)]
     assert "what waited for a commit failed" in caplog.text
+
+
+async def test_writes_whose_commit_was_cancelled_before_it_began_go_with_the_next(
+    tmp_path, autojump_clock
+) -> None:
+    called: list[str] = []
+    async with open_words(tmp_path) as (words, disk):
+        words.put(PUT, ("one",), lambda: called.append("one"))
+        words.put_record(PUT, ("two",), lambda: called.append("two"))
+        with trio.CancelScope() as scope:
+            disk.before_use = scope.cancel
+            await words.flush()
+        assert scope.cancelled_caught
+        disk.before_use = lambda: None
+        await words.flush()
+        assert words.connection.execute(ALL).fetchall() == [("one",), ("two",)]
+        assert called == ["one", "two"]
