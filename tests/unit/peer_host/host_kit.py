@@ -108,6 +108,7 @@ class TestGateway:
             host_peer_id=host, network_id=NETWORK_ID, wallet_key=wallet.public
         )
         self.pays = True
+        self.session_id = b""
         self.reads = True
         self.clock_offset_ns = 0
         self.answers: dict[int, Answer] = {}
@@ -168,6 +169,7 @@ class TestGateway:
         self.session.send_hello(
             clock_ns=self.network.wall_clock() + self.clock_offset_ns,
             wallet_proof=seal(self.wallet, WALLET_PROOF, proof),
+            session_id=self.session_id,
         )
 
         def owner(link: Link) -> "TestGateway":

@@ -8,7 +8,13 @@ from p2p.errors import ErrorCode, RemoteProtocolError
 from p2p.session.events import ErrorInfo
 from p2p.session.opening import Resumption, read_opening, refusal_bytes, resume_bytes
 from p2p.types import PeerId
-from peer.host.arrivals import CUT_COUNT_MAX, CUT_STRANGERS_COUNT_MAX, Arrival, KeptSessions
+from peer.host.arrivals import (
+    CUT_COUNT_MAX,
+    CUT_STRANGERS_COUNT_MAX,
+    KEPT_OF_PEER_COUNT_MAX,
+    Arrival,
+    KeptSessions,
+)
 
 ID = bytes(16)
 HELLO = b"\x00\x00\x00\x01x, and more"
@@ -144,6 +150,17 @@ def test_id_that_is_taken_names_no_second_session() -> None:
     kept.remove(thief)
     assert kept.find(ID, PeerId("a"))
     assert kept.find(ID, PeerId("b")) is None
+
+
+def test_peer_is_kept_two_sessions_at_most_and_others_their_own() -> None:
+    kept = KeptSessions()
+    sessions = [kept_of("a") for _ in range(KEPT_OF_PEER_COUNT_MAX + 1)]
+    kept_ms = [kept.add(bytes([number]) * 16, each) for number, each in enumerate(sessions)]
+    assert all(kept_ms[:-1])
+    assert kept_ms[-1] == 0
+    assert kept.add(b"another's session", kept_of("b"))
+    kept.remove(sessions[0])
+    assert kept.add(bytes([9]) * 16, kept_of("a"))
 
 
 def test_peer_has_one_session_without_a_link_at_a_time() -> None:

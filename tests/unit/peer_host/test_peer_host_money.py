@@ -8,10 +8,14 @@ from settlement_stub import NETWORK_ID, SETTLEMENT, key
 
 from p2p import limits
 from p2p.errors import ErrorCode
+from p2p.overlay import SESSION_PROTOCOL, Link, PeerAddress
 from p2p.receipts.messages import CLOSE, VOUCHER, Voucher
+from p2p.session.events import ErrorInfo
+from p2p.session.opening import Resumption, read_opening, resume_bytes
 from p2p.signing import sealed, unseal
 from p2p.types import GENESIS_HEAD, FinishReason
 from peer.host.config import FakeSpec, Prices
+from peer.host.link import RESUMPTIONS_UNPAID_MAX
 
 LONG = FakeSpec(tokens=400, token_s=0.02)
 INCREMENT_MICROS = limits.INCREMENT_TOKENS_MIN * PRICES.out_micros_per_mtok // 1_000_000
@@ -360,3 +364,52 @@ async def test_link_dropped_in_prefill_again_and_again_is_served_no_more(
             await world.connect(gateway)
         assert answer.error.code is ErrorCode.UNPAID
         assert 0 < prompts_micros <= 5 * INCREMENT_MICROS
+
+
+class Asker:
+    """A new link that asks for a session whose link was cut, and hears the answer."""
+
+    def __init__(self, gateway: TestGateway) -> None:
+        self.gateway = gateway
+        self.is_asked = False
+        self.answer = b""
+
+    def data_received(self, data: bytes) -> None:
+        self.answer += data
+
+    def data_to_send(self) -> bytes:
+        if self.is_asked:
+            return b""
+        self.is_asked = True
+        return resume_bytes(self.gateway.session_id, self.gateway.session.received_bytes)
+
+    def link_lost(self, reason: str) -> None:
+        pass
+
+
+async def test_resuming_again_and_again_gives_no_endless_time_to_pay(
+    autojump_clock, tmp_path
+) -> None:
+    async with open_world(tmp_path, spec=LONG) as world:
+        gateway = world.gateway
+        gateway.session_id = bytes(range(16))
+        await world.connect(gateway)
+        gateway.pays = False
+        gateway.ask(body(), gateway.allow())
+        await trio.sleep(1.5)
+        assert world.engine.running == 1  # held, until it is paid
+        firsts = []
+        for _ in range(RESUMPTIONS_UNPAID_MAX + 1):
+            asker = Asker(gateway)
+
+            def own(link: Link, asker: Asker = asker) -> Asker:
+                link.wake(urgent=True)
+                return asker
+
+            addresses = tuple(world.network.nodes[gateway.host].addresses)
+            target = PeerAddress(gateway.host, addresses)
+            await world.node.open_link(target, SESSION_PROTOCOL, own)
+            await trio.sleep(1)
+            firsts.append(type(read_opening(asker.answer).first))
+        assert firsts == [Resumption] * RESUMPTIONS_UNPAID_MAX + [ErrorInfo]
+        assert world.engine.running == 0
