@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -12,16 +14,25 @@ FAKE = "sparewatt/fake"
 
 
 def ask(net: dict) -> int:
-    """Ask one question and return what it cost, in micro-dollars."""
-    answer = httpx.post(
-        f"{net['gateway']['url']}/v1/chat/completions",
-        headers={"authorization": f"Bearer {net['gateway']['api_key']}"},
-        json={"model": FAKE, "messages": [{"role": "user", "content": "hello"}]},
-        trust_env=False,
-        timeout=30,
-    )
-    assert answer.status_code == 200, answer.text
-    return answer.json()["usage"]["cost_micros"]
+    """Ask one question and return what it cost, in micro-dollars, once that is written down."""
+    headers = {"authorization": f"Bearer {net['gateway']['api_key']}"}
+    with httpx.Client(
+        base_url=net["gateway"]["url"], headers=headers, trust_env=False, timeout=30
+    ) as client:
+        asked = {"model": FAKE, "messages": [{"role": "user", "content": "hello"}]}
+        answer = client.post("/v1/chat/completions", json=asked)
+        assert answer.status_code == 200, answer.text
+        name = answer.headers["x-request-id"]
+        assert client.get("/v1/generation", params={"id": name}).status_code == 200
+        return answer.json()["usage"]["cost_micros"]
+
+
+def served(directory: Path) -> int:
+    """Return what all requests came to that the gateway wrote down, its measurements too."""
+    path = directory / "gateway" / "gateway.sqlite3"
+    with closing(sqlite3.connect(path)) as journal:
+        entries = journal.execute("SELECT entry FROM usage").fetchall()
+    return sum(json.loads(entry)["cost_micros"] for (entry,) in entries)
 
 
 def settle(host: dict) -> dict:
@@ -52,8 +63,12 @@ def test_requests_served_while_settlement_is_down_are_settled_to_the_micro_when_
     with network(tmp_path, "--hosts", "1", "--engine", "fake", "--price", "$3/$15") as net:
         (host,) = net["hosts"]
         ask(net)
-        assert settle(host)["ok"]
-        before = sum(totals(net, tmp_path))
+        wait_until(  # a rest is vouched for a quarter of a second after it
+            lambda: settle(host)["ok"] and sum(totals(net, tmp_path)) == served(tmp_path),
+            30,
+            "the host was not paid for its first answers",
+        )
+        before = served(tmp_path)
         os.kill(net["settlement"]["pid"], signal.SIGKILL)
         cost = ask(net) + ask(net)
         assert cost > 0
