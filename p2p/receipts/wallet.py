@@ -15,9 +15,8 @@ per choice). How the gateway uses it:
     check_batch                    with each signed batch; sign and send the cosignature
     next_voucher                   after each turn until None: journal (fsync) what it returns, then
                                    sign and send it. ``idle=True`` when nothing came for
-                                   ``VOUCHER_IDLE_NS``, at least that often while ``unpaid_micros``
-                                   > 0; not at each end of a request, which would cost a signature
-                                   and two commits of either side where one client asks in turn
+                                   ``VOUCHER_IDLE_NS`` or nothing is open; at least that often while
+                                   ``unpaid_micros`` > 0
     distrusted                     when the host says UNPAID: it counts from the first increment
     wanted_micros                  after each turn; not 0: have settlement raise the allowance, then
                                    show it to the host and to ``add_allowance``; also in mid-answer,

@@ -268,7 +268,7 @@ class HostLink:
             self.heard_ns = self._context.now()
             for event in self._session.receive_data(data, self.heard_ns):
                 self._take(event)
-            self._settle_up(idle=False)
+            self._settle_up(idle=not self._channels)
             self._wake()
         self._is_torn = False
 
