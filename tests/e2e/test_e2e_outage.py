@@ -63,7 +63,7 @@ def test_requests_served_while_settlement_is_down_are_settled_to_the_micro_when_
     with network(tmp_path, "--hosts", "1", "--engine", "fake", "--price", "$3/$15") as net:
         (host,) = net["hosts"]
         ask(net)
-        wait_until(  # a rest is vouched for a quarter of a second after it
+        wait_until(  # what is owed is vouched for, and journaled, a little later
             lambda: settle(host)["ok"] and sum(totals(net, tmp_path)) == served(tmp_path),
             30,
             "the host was not paid for its first answers",
