@@ -34,14 +34,14 @@ def run_seeded(
         instruments: For trio.
     """
     rng = Random(seed)
-    with _scheduled_by(rng.getrandbits(64)), _secrets_from(Random(rng.getrandbits(64))):
+    with scheduled_by(rng.getrandbits(64)), _secrets_from(Random(rng.getrandbits(64))):
         return trio.run(
             main, rng, clock=MockClock(autojump_threshold=0), instruments=list(instruments)
         )
 
 
 @contextlib.contextmanager
-def _scheduled_by(seed: int) -> Iterator[None]:
+def scheduled_by(seed: int) -> Iterator[None]:
     """Let a seed decide which task goes first; trio has a switch for that, for Hypothesis."""
     inside = vars(scheduler)
     rng, switch = inside["_r"], "_ALLOW_DETERMINISTIC_SCHEDULING"

@@ -31,10 +31,11 @@ _WINDOW_ABORT_S = limits.UNPAID_ABORT_NS / limits.SECOND_NS
 _WINDOW_ABORT_STRANGER_S = limits.STRANGER_UNPAID_ABORT_NS / limits.SECOND_NS
 _BATCH_WAIT_S = limits.RECEIPT_BATCH_WAIT_NS / limits.SECOND_NS
 _RESUME_S = limits.RESUME_NS_MAX / limits.SECOND_NS
-RESUMPTIONS_UNPAID_MAX = (
-    3  # each gives the whole time to pay again; a voucher starts the count anew
-)
 _RESUME_STRANGER_S = limits.STRANGER_UNPAID_ABORT_NS / limits.SECOND_NS
+# Each resumption gives the whole time to pay again, but not once the wait for one voucher has
+# taken so long, with and without a link: as long as one whole absence and one whole wait.
+RESUMED_UNPAID_S_MAX = _WINDOW_ABORT_S + _RESUME_S
+RESUMED_UNPAID_STRANGER_S_MAX = _WINDOW_ABORT_STRANGER_S + _RESUME_STRANGER_S
 
 
 class LinkServer(Protocol):
@@ -115,7 +116,7 @@ class HostLink:
         self._is_torn = False
         self._is_left = False
         self._cut_timer: Timer | None = None
-        self._resumptions_count = 0  # since the last voucher
+        self._held_since_s: float | None = None  # for want of one voucher, over all links
         self._held: dict[ServedRequest, None] = {}
         self._unpaid_timer: Timer | None = None
         self._batch_timer: Timer | None = None
@@ -174,8 +175,7 @@ class HostLink:
         """
         if self._is_torn or self._is_left or self.is_lost or not self.session.is_kept:
             raise RemoteProtocolError("that session has ended")
-        self._resumptions_count += 1
-        if self._resumptions_count > RESUMPTIONS_UNPAID_MAX and self._held:
+        if self._is_unpaid_too_long:
             raise RemoteProtocolError("resumed again and again without a voucher")
         if not self.session.is_cut:
             self.session.cut()
@@ -189,6 +189,13 @@ class HostLink:
             self._restart_waits()
             self._arm_liveness()
         self.flush()
+
+    @property
+    def _is_unpaid_too_long(self) -> bool:
+        if not self._held or self._held_since_s is None:
+            return False
+        most_s = RESUMED_UNPAID_STRANGER_S_MAX if self.is_stranger else RESUMED_UNPAID_S_MAX
+        return _monotonic_ns() / limits.SECOND_NS - self._held_since_s > most_s
 
     def _restart_waits(self) -> None:
         """Give the gateway the whole time again to pay and to read."""
@@ -355,7 +362,7 @@ class HostLink:
             self._say(refusal)
 
     def _voucher_durable(self) -> None:
-        self._resumptions_count = 0
+        self._held_since_s = None
         with self._server.loop.turn():
             if self._unpaid_timer is not None:
                 self._unpaid_timer.cancel()
@@ -379,6 +386,8 @@ class HostLink:
     def held_for_money(self, request: ServedRequest) -> None:
         """Wait for a voucher, but not for ever."""
         self._held[request] = None
+        if self._held_since_s is None:
+            self._held_since_s = _monotonic_ns() / limits.SECOND_NS
         self._server.books.hurry(request.origin.account)
         if self._unpaid_timer is None:
             is_stranger = request.origin.account.customer.is_stranger
@@ -455,9 +464,11 @@ class HostLink:
         """Forget a request; put its receipt into the chain and into the next batch."""
         del self.requests[request.origin.channel]
         self._held.pop(request, None)
-        if not self._held and self._unpaid_timer is not None:
-            self._unpaid_timer.cancel()  # whoever is held next has the whole time
-            self._unpaid_timer = None
+        if not self._held:  # whoever is held next has the whole time
+            self._held_since_s = None
+            if self._unpaid_timer is not None:
+                self._unpaid_timer.cancel()
+                self._unpaid_timer = None
         if request.window_timer is not None:
             request.window_timer.cancel()
             request.window_timer = None

@@ -15,7 +15,7 @@ from p2p.session.opening import Resumption, read_opening, resume_bytes
 from p2p.signing import sealed, unseal
 from p2p.types import GENESIS_HEAD, FinishReason
 from peer.host.config import FakeSpec, Prices
-from peer.host.link import RESUMPTIONS_UNPAID_MAX
+from peer.host.link import RESUMED_UNPAID_STRANGER_S_MAX
 
 LONG = FakeSpec(tokens=400, token_s=0.02)
 INCREMENT_MICROS = limits.INCREMENT_TOKENS_MIN * PRICES.out_micros_per_mtok // 1_000_000
@@ -399,7 +399,8 @@ async def test_resuming_again_and_again_gives_no_endless_time_to_pay(
         await trio.sleep(1.5)
         assert world.engine.running == 1  # held, until it is paid
         firsts = []
-        for _ in range(RESUMPTIONS_UNPAID_MAX + 1):
+        began_s = trio.current_time()  # it was held in the 1.5 s before
+        while world.engine.running and len(firsts) < 100:
             asker = Asker(gateway)
 
             def own(link: Link, asker: Asker = asker) -> Asker:
@@ -411,5 +412,5 @@ async def test_resuming_again_and_again_gives_no_endless_time_to_pay(
             await world.node.open_link(target, SESSION_PROTOCOL, own)
             await trio.sleep(1)
             firsts.append(type(read_opening(asker.answer).first))
-        assert firsts == [Resumption] * RESUMPTIONS_UNPAID_MAX + [ErrorInfo]
-        assert world.engine.running == 0
+        assert firsts == [Resumption] * (len(firsts) - 1) + [ErrorInfo]
+        assert trio.current_time() - began_s <= RESUMED_UNPAID_STRANGER_S_MAX + 1 + 1
