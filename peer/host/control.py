@@ -5,12 +5,12 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from urllib.parse import parse_qs
 
 import msgspec
 import trio
 
 from peer.group_commit import JournalError
+from peer.host.control_routes import ControlError, Later, Route, Routes, error_body, query_text
 from peer.host.journal import Journal, StoredBatch
 from peer.host.logbook import Logbook, LogEntry
 from peer.host.serve import HostServer
@@ -26,6 +26,7 @@ _LOG = logging.getLogger(__name__)
 EVENTS_S = 1.0
 WATCHERS_COUNT_MAX = 16
 JOBS_COUNT_MAX = 16
+WORKERS_COUNT = 4  # so that settlement being slow does not hold up what touches the disk only
 DEFAULT_RECEIPTS_COUNT = 20
 RECEIPTS_COUNT_MAX = 200
 _JSON = {"content-type": "application/json"}
@@ -67,6 +68,12 @@ class ControlApi:
             ("POST", "/v1/settle"): self._settle,
         }
 
+    def add(self, routes: Routes) -> None:
+        """Add the routes of another part of the host; no two parts may have the same one."""
+        for name, route in routes.items():
+            assert name not in self._routes, f"two parts answer {name}"
+            self._routes[name] = partial(self._answer, route)
+
     def listen(self, path: Path) -> None:
         """Listen on the socket.
 
@@ -79,7 +86,8 @@ class ControlApi:
         """Do what takes time, and feed those who watch, until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._work)
+                for _ in range(WORKERS_COUNT):
+                    nursery.start_soon(self._work)
                 while True:
                     await trio.sleep(EVENTS_S)
                     self._feed_watchers()
@@ -94,7 +102,19 @@ class ControlApi:
             return
         known = {path for _, path in self._routes}
         status = 405 if request.path in known else 404
-        _respond(exchange, {"error": {"message": f"{request.method} {request.path}"}}, status)
+        _respond(exchange, error_body(f"{request.method} {request.path}"), status)
+
+    def _answer(self, route: Route, request: HttpRequest, exchange: Exchange) -> None:
+        """Answer a request by a route of another part."""
+        try:
+            answer = route(request)
+        except ControlError as error:
+            _respond(exchange, error_body(error.message, error.param), error.status)
+            return
+        if isinstance(answer, Later):
+            self._later(exchange, answer.work)
+        else:
+            _respond(exchange, answer)
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -108,7 +128,7 @@ class ControlApi:
 
     def _events(self, request: HttpRequest, exchange: Exchange) -> None:
         if len(self._watchers) >= WATCHERS_COUNT_MAX:
-            _respond(exchange, {"error": {"message": "too many watchers"}}, 503)
+            _respond(exchange, error_body("too many watchers"), 503)
             return
         exchange.start_stream(200, _SSE)
         exchange.on_hang_up = partial(self._forget_watcher, exchange)
@@ -166,7 +186,7 @@ class ControlApi:
         try:
             self._give_job.send_nowait((exchange, work))
         except trio.WouldBlock:
-            _respond(exchange, {"error": {"message": "busy; try again"}}, 503)
+            _respond(exchange, error_body("busy; try again"), 503)
 
     async def _work(self) -> None:
         async for exchange, work in self._take_job:
@@ -174,7 +194,9 @@ class ControlApi:
             try:
                 answer = await work()
             except JournalError as error:
-                answer, status = {"error": {"message": str(error)}}, 503
+                answer, status = error_body(str(error)), 503
+            except ControlError as error:
+                answer, status = error_body(error.message, error.param), error.status
             with self._loop.turn():
                 _respond(exchange, answer, status)
 
@@ -226,5 +248,5 @@ def _base64(data: bytes) -> str:
 
 def _number(request: HttpRequest, name: str, default: int, most: int) -> int:
     """Return a number of the query; the default if it is missing or none."""
-    text = parse_qs(request.query).get(name, [""])[0]
+    text = query_text(request, name)
     return min(int(text), most) if text.isascii() and text.isdigit() else default

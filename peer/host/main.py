@@ -287,6 +287,7 @@ class _Host:
             version=importlib.metadata.version("sparewatt"),
             uptime_s=lambda: int(trio.current_time() - started_s),
         )
+        # What a part of the host adds: ``control.add(terms_routes(...))`` before it is returned.
         return ControlApi(
             server, board, settler, journal=journal, logbook=self._logbook, loop=self._loop
         )
