@@ -31,7 +31,7 @@ from peer.host.engines.api import Engine, EngineState
 from peer.host.engines.fake import FakeEngine
 from peer.host.engines.llamacpp import LlamacppEngine
 from peer.host.engines.openai import OpenAiEngine
-from peer.host.hardware import read_hardware
+from peer.host.hardware import find_gpus, read_report, summary_of
 from peer.host.journal import Journal, open_journal
 from peer.host.logbook import Logbook
 from peer.host.serve import HostServer
@@ -139,7 +139,6 @@ class _Host:
         self._logbook = logbook
         self._loop = Loop(gather_s=ENGINE_GATHER_S)
         self._engine = tools.engine or make_engine(config, self._loop)
-        self._hardware = read_hardware()
 
     async def run(
         self, open_node: OpenNode, ready: Callable[[Ready], None], stopping: trio.Event
@@ -155,6 +154,9 @@ class _Host:
             transport=self._tools.settlement_transport,
         )
         path = config.data_dir / JOURNAL_NAME
+        search = await self._tools.run_work(find_gpus)
+        self._hardware = summary_of(read_report(search, config.data_dir))
+        _LOG.info("this machine: %s", search.reason or f"{len(search.gpus)} GPUs")
         async with (
             open_journal(path, run_work=self._tools.run_work) as journal,
             client,
