@@ -21,7 +21,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "status": ("sparewatt.commands.network", "Show a network's processes and hosts."),
     "logs": ("sparewatt.commands.network", "Show what a network's processes logged."),
     "down": ("sparewatt.commands.network", "Stop a network."),
-    "host": ("sparewatt.commands.daemons", "Serve models to the network, for money."),
+    "host": ("sparewatt.commands.host", "Serve models to the network, for money."),
     "gateway": ("sparewatt.commands.daemons", "Serve the OpenAI API from the network's hosts."),
     "relay": ("sparewatt.commands.daemons", "Run a bootstrap and relay node."),
     "settlement": ("sparewatt.commands.settlement", "Run settlement; keep its accounts."),

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
-from p2p.types import ModelId
+from p2p.keys import read_private_text
+from p2p.types import QUANTIZATIONS, ModelId
 from sparewatt.catalogue import CatalogueModel, checked_model_file, demo_model, read_catalogue
-from sparewatt.options import Engine
+from sparewatt.host_file import path_in, place_problem, placed
+from sparewatt.host_tables import DemoTable, EngineTable, FakeTable, LlamacppTable, OpenAiTable
+from sparewatt.options import Engine, parse_engine, parse_model_id
 
 if TYPE_CHECKING:
     from peer.host.config import EngineSpec
@@ -27,52 +30,120 @@ SLOTS_COUNT = 4  # what llama.cpp serves well on a CPU
 SERVER_SLOTS_COUNT = 512  # vLLM's and TGI's batches; beyond it they queue by themselves
 
 
-def slots_count(engine: Engine) -> int:
+def slots_count(table: EngineTable) -> int:
     """Return how many requests at a time an engine works on, if its owner does not say."""
-    return SERVER_SLOTS_COUNT if engine.kind == "openai" else SLOTS_COUNT
+    return SERVER_SLOTS_COUNT if isinstance(table, OpenAiTable) else SLOTS_COUNT
 
 
-def choose_engine(
-    engine: Engine, *, model_id: str | None, context_tokens: int, threads: int
-) -> EngineChoice:
+def choose_engine(table: EngineTable, path: Path, place: str) -> EngineChoice:
     """Return the host's engine.
 
     Args:
-        engine: What ``--engine`` said.
-        model_id: What ``--model-id`` said; for a file that the catalogue knows, and for
-            ``openai``, it may be None.
-        context_tokens: Per request.
-        threads: Of llama.cpp; 0 lets the host choose.
+        table: What the owner wrote.
+        path: The file that it stands in; relative paths begin there.
+        place: Where in it, for errors: as in ``engine[0]``.
 
     Raises:
-        Problem: If the demo model is missing or another file than it should be.
+        Problem: If a value can't be used, or the demo model is missing or another file than it
+            should be.
     """
-    from peer.host.config import FakeSpec, LlamacppSpec, OpenAiSpec
+    from peer.host.config import FakeSpec
 
-    chosen_id = ModelId(model_id) if model_id else None
-    if engine.kind == "openai":
-        return EngineChoice(
-            OpenAiSpec(url=engine.value, model_id=chosen_id, context_tokens=context_tokens)
-        )
-    if engine.kind == "fake":
-        return EngineChoice(FakeSpec(model_id=chosen_id) if chosen_id else FakeSpec())
-    known: CatalogueModel | None
-    if engine.kind == "demo":
-        known = demo_model()
-        path = checked_model_file(known)
-    else:
-        path = Path(engine.value)
-        known = _known_by_name(path)
-    fallback_id = known.model_id if known else path.stem
+    match table:
+        case LlamacppTable():
+            return _llamacpp(table, path, place)
+        case OpenAiTable():
+            return _openai(table, path, place)
+        case DemoTable():
+            return _demo(table)
+        case FakeTable():
+            model_id = _model_id(table.model_id, path, place)
+            return EngineChoice(FakeSpec(model_id=model_id) if model_id else FakeSpec())
+        case _:
+            assert_never(table)
+
+
+def _llamacpp(table: LlamacppTable, path: Path, place: str) -> EngineChoice:
+    from peer.host.config import LlamacppSpec
+
+    model = path_in(path, table.model)
+    with placed(path, f"{place}.model"):
+        parse_engine(f"llamacpp={model}")
+    known = _known_by_name(model)
+    fallback_id = ModelId(known.model_id if known else model.stem)
+    template = ""
+    if table.template_file is not None:
+        template = _text_of(table.template_file, path, f"{place}.template_file")
     spec = LlamacppSpec(
-        model=path,
-        model_id=chosen_id or ModelId(fallback_id),
-        context_tokens=context_tokens,
-        threads=threads,
+        model=model,
+        model_id=_model_id(table.model_id, path, place) or fallback_id,
+        template=template,
+        context_tokens=table.context_tokens,
+        threads=table.threads,
     )
-    if known is None:
-        return EngineChoice(spec)
+    return EngineChoice(
+        spec,
+        licence=table.licence or (known.licence if known else UNKNOWN),
+        quantization=_quantization(table.quantization, path, place)
+        or (known.quantization if known else UNKNOWN),
+    )
+
+
+def _openai(table: OpenAiTable, path: Path, place: str) -> EngineChoice:
+    from peer.host.config import OpenAiSpec
+
+    with placed(path, f"{place}.url"):
+        engine = parse_engine(f"openai={table.url}")
+    api_key = ""
+    if table.api_key_file is not None:
+        api_key = read_private_text(path_in(path, table.api_key_file))
+    spec = OpenAiSpec(
+        url=engine.value,
+        model_id=_model_id(table.model_id, path, place),
+        api_key=api_key,
+        context_tokens=table.context_tokens,
+    )
+    return EngineChoice(
+        spec,
+        licence=table.licence or UNKNOWN,
+        quantization=_quantization(table.quantization, path, place) or UNKNOWN,
+    )
+
+
+def _demo(table: DemoTable) -> EngineChoice:
+    from peer.host.config import LlamacppSpec
+
+    known = demo_model()
+    spec = LlamacppSpec(
+        model=checked_model_file(known),
+        model_id=ModelId(table.model_id or known.model_id),
+        context_tokens=table.context_tokens,
+        threads=table.threads,
+    )
     return EngineChoice(spec, known.licence, known.quantization)
+
+
+def _model_id(written: str | None, path: Path, place: str) -> ModelId | None:
+    if written is None:
+        return None
+    with placed(path, f"{place}.model_id"):
+        return ModelId(parse_model_id(written))
+
+
+def _quantization(written: str | None, path: Path, place: str) -> str | None:
+    if written is None or written in QUANTIZATIONS:
+        return written
+    advice = f"write one of {', '.join(sorted(QUANTIZATIONS))}"
+    what = f"{written!r} is no quantisation that the network knows"
+    raise place_problem(path, f"{place}.quantization", what, advice)
+
+
+def _text_of(written: str, path: Path, place: str) -> str:
+    try:
+        return path_in(path, written).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        what = f"can't read {path_in(path, written)}: {error}"
+        raise place_problem(path, place, what, "name a text file") from error
 
 
 def offered_models(engine: Engine, *, model_id: str | None) -> tuple[str, ...]:

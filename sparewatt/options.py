@@ -56,8 +56,13 @@ class Engine:
         return f"{self.kind}={self.value}" if self.value else self.kind
 
 
-def read_price(_ctx: click.Context, _param: click.Parameter, value: str) -> Price:
-    """Return the price that ``IN/OUT`` says (a click callback).
+def read_price(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Price | None:
+    """Return the price that a flag says, or None if it was not given (a click callback)."""
+    return None if value is None else parse_price(value)
+
+
+def parse_price(value: str) -> Price:
+    """Return the price that ``IN/OUT`` says.
 
     Whole numbers are micro-dollars per million tokens, as everywhere on the wire; a dollar sign
     or a decimal point makes it dollars per million tokens.
@@ -72,6 +77,15 @@ def read_price(_ctx: click.Context, _param: click.Parameter, value: str) -> Pric
     if max(price_in, price_out) > PRICE_DOLLARS_MAX * MICROS_PER_DOLLAR:
         raise click.BadParameter(f"{value!r} is over ${PRICE_DOLLARS_MAX} per million tokens")
     return Price(price_in, price_out)
+
+
+def parse_price_part(value: str) -> int:
+    """Return micro-dollars per million tokens, of one price.
+
+    Raises:
+        click.BadParameter: If it is none; says how one is written.
+    """
+    return _price_micros(value, value)
 
 
 def _price_micros(part: str, value: str) -> int:
@@ -90,7 +104,12 @@ def _price_micros(part: str, value: str) -> int:
     return micros
 
 
-def read_engine(_ctx: click.Context, _param: click.Parameter, value: str) -> Engine:
+def read_engine(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Engine | None:
+    """Return the engine that a flag says, or None if it was not given (a click callback)."""
+    return None if value is None else parse_engine(value)
+
+
+def parse_engine(value: str) -> Engine:
     """Return the engine that ``llamacpp=FILE``, ``openai=URL``, ``demo`` or ``fake`` says.
 
     Raises:
@@ -102,7 +121,7 @@ def read_engine(_ctx: click.Context, _param: click.Parameter, value: str) -> Eng
     if kind == "llamacpp" and rest:
         path = Path(rest).expanduser()
         if not path.is_file():
-            raise click.BadParameter(f"there is no model file {rest}")
+            raise click.BadParameter(f"there is no model file {rest}: name a GGUF file")
         return Engine(kind, str(path.resolve()))
     if kind == "openai" and rest:
         if not rest.startswith("http://"):
@@ -132,7 +151,12 @@ def read_dollars(_ctx: click.Context, _param: click.Parameter, value: str) -> in
 def read_listen(
     _ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Return the multiaddrs to listen on (a click callback).
+    """Return the multiaddrs to listen on (a click callback)."""
+    return parse_listen(values)
+
+
+def parse_listen(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the multiaddrs to listen on.
 
     Raises:
         click.BadParameter: If one is not an IP address and a TCP port.
@@ -156,8 +180,13 @@ def _is_tcp_address(start: str, family: str, address: str, transport: str, port:
     return (start, family, transport) == ("", f"ip{version}", "tcp") and is_port
 
 
-def read_region(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
-    """Return a country code in capitals, or nothing (a click callback).
+def read_region(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """Return a country code, or None if none was named (a click callback)."""
+    return None if value is None else parse_region(value)
+
+
+def parse_region(value: str) -> str:
+    """Return a country code in capitals, or nothing.
 
     Raises:
         click.BadParameter: If it is neither.
@@ -168,12 +197,17 @@ def read_region(_ctx: click.Context, _param: click.Parameter, value: str) -> str
 
 
 def read_model_id(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    """Return a model's id, or None if none was named (a click callback).
+    """Return a model's id, or None if none was named (a click callback)."""
+    return None if value is None else parse_model_id(value)
+
+
+def parse_model_id(value: str) -> str:
+    """Return a model's id.
 
     Raises:
         click.BadParameter: If it is empty or longer than a record may hold.
     """
-    if value is not None and not 1 <= len(value.encode()) <= limits.RECORD_TEXT_BYTES_MAX:
+    if not 1 <= len(value.encode()) <= limits.RECORD_TEXT_BYTES_MAX:
         raise click.BadParameter(
             f"a model's id has 1 to {limits.RECORD_TEXT_BYTES_MAX} bytes, "
             "e.g. HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -1,4 +1,4 @@
-"""``sparewatt relay``, ``host`` and ``gateway``: one process each, in the foreground."""
+"""``sparewatt relay`` and ``gateway``: one process each, in the foreground."""
 
 import dataclasses
 import logging
@@ -10,27 +10,14 @@ from typing import TYPE_CHECKING, ParamSpec, TypedDict, TypeVar, Unpack
 import click
 
 from p2p.keys import read_private_text
-from p2p.paths import socket_path
 from sparewatt.commands.common import data_option, example, network_option, read_network
 from sparewatt.daemon import explained, ready_writer, run_daemon, set_up_log
-from sparewatt.engines import choose_engine, slots_count
-from sparewatt.options import (
-    PORT,
-    PRICE_HELP,
-    Engine,
-    Price,
-    read_engine,
-    read_listen,
-    read_model_id,
-    read_price,
-    read_region,
-)
+from sparewatt.options import PORT, read_listen
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from peer.gateway.config import GatewayConfig
-    from peer.host.config import HostConfig
 
 ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
@@ -87,150 +74,6 @@ def relay_command(
         config = RelayConfig(data_dir=data_dir, network=network, listen=listen)
         write = ready_writer(data_dir)
     run_daemon(partial(run_relay, config, ready=lambda ready: write(ready_fields(ready))))
-
-
-class HostOptions(TypedDict):
-    """What ``sparewatt host`` was told."""
-
-    data_dir: Path
-    network_file: Path
-    engine: Engine
-    price: Price
-    model_id: str | None
-    slots: int | None
-    queue_max: int
-    context_tokens: int
-    threads: int
-    region: str
-    listen: tuple[str, ...]
-    relayed: bool
-    enrol_code_file: Path | None
-    verbose: bool
-
-
-@click.command(
-    "host",
-    epilog=example(
-        "sparewatt host --network join.json --engine llamacpp=model.gguf --price 0.05/0.20",
-        "sparewatt host --network join.json --engine openai=http://127.0.0.1:8000/v1",
-    ),
-)
-@data_option("host")
-@network_option
-@click.option(
-    "--engine",
-    metavar="SPEC",
-    required=True,
-    callback=read_engine,
-    help="llamacpp=MODEL.gguf, openai=URL of a server that already runs, or demo.",
-)
-@click.option(
-    "--price",
-    metavar="IN/OUT",
-    default="0.05/0.20",
-    show_default=True,
-    callback=read_price,
-    help=PRICE_HELP,
-)
-@click.option(
-    "--model-id",
-    metavar="ID",
-    callback=read_model_id,
-    help="The model's Hugging Face id, if not known.",
-)
-@click.option(
-    "--slots",
-    type=click.IntRange(1, 1024),
-    help="Requests that the engine works on at a time.  [default: 4; 512 for openai=URL, whose "
-    "server has a queue of its own]",
-)
-@click.option(
-    "--queue",
-    "queue_max",
-    type=click.IntRange(0, 4096),
-    default=16,
-    show_default=True,
-    help="Requests that may wait for a slot.",
-)
-@click.option(
-    "--context",
-    "context_tokens",
-    type=click.IntRange(64, 2**24),
-    default=2048,
-    show_default=True,
-    help="Tokens of prompt and answer together, per request.",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(0, 1024),
-    default=0,
-    help="CPU threads of llama.cpp; 0 takes half of the cores.",
-)
-@click.option(
-    "--region",
-    metavar="CC",
-    default="",
-    callback=read_region,
-    help="Two-letter country code to announce.",
-)
-@listen_option("/ip4/0.0.0.0/tcp/0")
-@click.option("--relayed", is_flag=True, help="Be reachable through a relay too.")
-@code_option
-@verbose_option
-def host_command(**options: Unpack[HostOptions]) -> None:
-    """Serve models to the network, for money.
-
-    Announces the engine's models at this price, answers gateways, and takes their signed
-    vouchers. `sparewatt tui` shows and steers it.
-    """
-    from p2p.clock import system_clock
-    from p2p.net import open_node
-    from peer.host.main import run_host
-
-    set_up_log(verbose=options["verbose"])
-    with explained():
-        config = _host_config(options)
-        write = ready_writer(options["data_dir"])
-    run_daemon(
-        partial(
-            run_host,
-            config,
-            clock=system_clock,
-            open_node=open_node,
-            ready=lambda ready: write(ready_fields(ready)),
-        )
-    )
-
-
-def _host_config(options: HostOptions) -> "HostConfig":
-    from peer.host.config import HostConfig, Prices
-
-    choice = choose_engine(
-        options["engine"],
-        model_id=options["model_id"],
-        context_tokens=options["context_tokens"],
-        threads=options["threads"],
-    )
-    price = options["price"]
-    return HostConfig(
-        data_dir=options["data_dir"],
-        network=read_network(options["network_file"]),
-        listen=options["listen"],
-        engine=choice.spec,
-        prices=Prices(
-            in_micros_per_mtok=price.in_micros_per_mtok,
-            cached_micros_per_mtok=price.in_micros_per_mtok,
-            out_micros_per_mtok=price.out_micros_per_mtok,
-        ),
-        control_socket=socket_path(options["data_dir"]),
-        slots=options["slots"] or slots_count(options["engine"]),
-        queue_max=options["queue_max"],
-        region=options["region"],
-        enrol_code=read_code(options["enrol_code_file"]),
-        licence=choice.licence,
-        quantization=choice.quantization,
-        use_relay=options["relayed"],
-    )
 
 
 class GatewayOptions(TypedDict):

@@ -131,6 +131,16 @@ def test_host_with_a_missing_network_file_says_where_one_comes_from(tmp_path: Pa
     assert "join.json" in result.output
 
 
+def test_host_with_an_unknown_key_in_its_file_names_line_and_key(tmp_path: Path):
+    path = tmp_path / "host.toml"
+    path.write_text("[host]\nslotz = 3\n")
+    for words in (["--config", str(path)], ["--data", str(tmp_path)]):
+        result = run("host", *words)
+        assert result.exit_code == 1
+        assert f"{path}, line 2, host.slotz" in result.output
+        assert "did you mean slots?" in result.output
+
+
 def test_relay_with_a_broken_network_file_names_the_field(tmp_path: Path):
     path = tmp_path / "join.json"
     path.write_text('{"version": 9}')

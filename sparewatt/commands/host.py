@@ -1,0 +1,208 @@
+"""``sparewatt host``: one host, in the foreground, from its file and its flags."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+import click
+
+from sparewatt.commands.common import DATA_VARIABLE, default_data_dir, example
+from sparewatt.commands.daemons import code_option, read_code, ready_fields, verbose_option
+from sparewatt.daemon import explained, ready_writer, run_daemon, set_up_log
+from sparewatt.host_file import FILE_NAME, read_host_file
+from sparewatt.host_options import HostFlags, data_dir_of, host_config, with_flags
+from sparewatt.host_tables import HostFile, HostTable, PriceTable
+from sparewatt.options import (
+    PRICE_HELP,
+    Engine,
+    Price,
+    read_engine,
+    read_listen,
+    read_model_id,
+    read_price,
+    read_region,
+)
+
+if TYPE_CHECKING:
+    from peer.host.config import HostConfig
+
+LOG = logging.getLogger(__name__)
+
+
+class HostOptions(TypedDict):
+    """What ``sparewatt host`` was told."""
+
+    config_file: Path | None
+    data_dir: Path | None
+    network_file: Path | None
+    engine: Engine | None
+    price: Price | None
+    model_id: str | None
+    slots: int | None
+    queue_max: int | None
+    context_tokens: int | None
+    threads: int | None
+    region: str | None
+    listen: tuple[str, ...]
+    relayed: bool
+    enrol_code_file: Path | None
+    verbose: bool
+
+
+@click.command(
+    "host",
+    epilog=example(
+        "sparewatt host --config host.toml",
+        "sparewatt host --network join.json --engine llamacpp=model.gguf --price 0.05/0.20",
+        "sparewatt host --network join.json --engine openai=http://127.0.0.1:8000/v1",
+    ),
+)
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help=f"What to serve, as a file; each flag wins over it.  [default: DATA/{FILE_NAME} if "
+    "there is one]",
+)
+@click.option(
+    "--data",
+    "data_dir",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    show_default=f"${DATA_VARIABLE}/host or the user's data directory",
+    help="Where it keeps its keys and records.",
+)
+@click.option(
+    "--network",
+    "network_file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The network to join: its file, e.g. DIR/join.json of a network made by `up`.",
+)
+@click.option(
+    "--engine",
+    metavar="SPEC",
+    callback=read_engine,
+    help="llamacpp=MODEL.gguf, openai=URL of a server that already runs, or demo.",
+)
+@click.option(
+    "--price",
+    metavar="IN/OUT",
+    show_default=PriceTable().per_mtok,
+    callback=read_price,
+    help=PRICE_HELP,
+)
+@click.option(
+    "--model-id",
+    metavar="ID",
+    callback=read_model_id,
+    help="The model's Hugging Face id, if not known.",
+)
+@click.option(
+    "--slots",
+    type=click.IntRange(1, 1024),
+    help="Requests that the engine works on at a time.  [default: 4; 512 for openai=URL, whose "
+    "server has a queue of its own]",
+)
+@click.option(
+    "--queue",
+    "queue_max",
+    type=click.IntRange(0, 4096),
+    show_default=str(HostTable().queue),
+    help="Requests that may wait for a slot.",
+)
+@click.option(
+    "--context",
+    "context_tokens",
+    type=click.IntRange(64, 2**24),
+    show_default="2048",
+    help="Tokens of prompt and answer together, per request.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(0, 1024),
+    help="CPU threads of llama.cpp; 0 takes half of the cores.",
+)
+@click.option(
+    "--region",
+    metavar="CC",
+    callback=read_region,
+    help="Two-letter country code to announce.",
+)
+@click.option(
+    "--listen",
+    metavar="MULTIADDR",
+    multiple=True,
+    show_default=HostTable().listen[0],
+    callback=read_listen,
+    help="Where to listen; repeat for several addresses.",
+)
+@click.option("--relayed", is_flag=True, help="Be reachable through a relay too.")
+@code_option
+@verbose_option
+def host_command(**options: Unpack[HostOptions]) -> None:
+    """Serve models to the network, for money.
+
+    Announces the engine's models at this price, answers gateways, and takes their signed
+    vouchers. `sparewatt tui` shows and steers it.
+    """
+    from p2p.clock import system_clock
+    from p2p.net import open_node
+    from peer.host.main import run_host
+
+    set_up_log(verbose=options["verbose"])
+    with explained():
+        config = _config(options)
+        write = ready_writer(config.data_dir)
+    run_daemon(
+        partial(
+            run_host,
+            config,
+            clock=system_clock,
+            open_node=open_node,
+            ready=lambda ready: write(ready_fields(ready)),
+        )
+    )
+
+
+def _config(options: HostOptions) -> "HostConfig":
+    path, file = find_host_file(options["config_file"], options["data_dir"])
+    flags = HostFlags(
+        network_file=options["network_file"],
+        engine=options["engine"],
+        price=options["price"],
+        model_id=options["model_id"],
+        slots=options["slots"],
+        queue_max=options["queue_max"],
+        context_tokens=options["context_tokens"],
+        threads=options["threads"],
+        region=options["region"],
+        listen=options["listen"],
+        relayed=options["relayed"],
+    )
+    return host_config(
+        with_flags(file, flags),
+        path,
+        data_dir=options["data_dir"] or data_dir_of(file, path) or default_data_dir("host"),
+        enrol_code=read_code(options["enrol_code_file"]),
+    )
+
+
+def find_host_file(config_file: Path | None, data_dir: Path | None) -> tuple[Path, HostFile]:
+    """Return where the host's file is, or would be, and what it says.
+
+    Args:
+        config_file: What ``--config`` said.
+        data_dir: What ``--data`` said.
+
+    Raises:
+        Problem: If it can't be used.
+    """
+    path = config_file or (data_dir or default_data_dir("host")) / FILE_NAME
+    if config_file is None and not path.exists():
+        return path, HostFile()
+    file = read_host_file(path)
+    LOG.info("this host's settings are in %s", path)
+    return path, file

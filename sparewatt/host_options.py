@@ -1,0 +1,196 @@
+"""From what the owner wrote, in ``host.toml`` and in flags, to the host's config."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+import msgspec
+
+from p2p.paths import socket_path
+from sparewatt.commands.common import read_network
+from sparewatt.engines import choose_engine, slots_count
+from sparewatt.host_file import path_in, place_problem, placed
+from sparewatt.host_tables import (
+    DemoTable,
+    EngineTable,
+    FakeTable,
+    HostFile,
+    LlamacppTable,
+    OpenAiTable,
+    PriceTable,
+)
+from sparewatt.options import (
+    Engine,
+    Price,
+    parse_listen,
+    parse_price,
+    parse_price_part,
+    parse_region,
+)
+
+if TYPE_CHECKING:
+    from peer.host.config import HostConfig, Prices
+
+StructT = TypeVar("StructT", bound=msgspec.Struct)
+ENGINE_MISSING = (
+    "Missing option '--engine'.\n  → llamacpp=MODEL.gguf, openai=URL, or demo; or say it in "
+    "host.toml, which `sparewatt host init` writes"
+)
+NETWORK_MISSING = (
+    "Missing option '--network'.\n  → The network to join: its file, e.g. join.json; or say it in "
+    "host.toml, which `sparewatt host init` writes"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HostFlags:
+    """What ``sparewatt host`` was told on its command line; None where it was not."""
+
+    network_file: Path | None = None
+    engine: Engine | None = None
+    price: Price | None = None
+    model_id: str | None = None
+    slots: int | None = None
+    queue_max: int | None = None
+    context_tokens: int | None = None
+    threads: int | None = None
+    region: str | None = None
+    listen: tuple[str, ...] = ()
+    relayed: bool = False
+
+
+def with_flags(file: HostFile, flags: HostFlags) -> HostFile:
+    """Return a file in which each flag that was given stands in place of its key.
+
+    Raises:
+        click.UsageError: If a flag of one engine is given where the file has several.
+    """
+    host = _replaced(
+        file.host,
+        network=str(flags.network_file.absolute()) if flags.network_file else None,
+        listen=flags.listen or None,
+        relayed=flags.relayed or None,
+        region=flags.region,
+        slots=flags.slots,
+        queue=flags.queue_max,
+    )
+    price = file.price
+    if flags.price is not None:
+        price = msgspec.structs.replace(price, per_mtok=str(flags.price), cached_per_mtok=None)
+    return msgspec.structs.replace(
+        file, host=host, price=price, engine=_engines_with_flags(file.engine, flags)
+    )
+
+
+def data_dir_of(file: HostFile, path: Path) -> Path | None:
+    """Return the data directory that a file names, or None."""
+    return path_in(path, file.host.data) if file.host.data is not None else None
+
+
+def host_config(
+    file: HostFile, path: Path, *, data_dir: Path, enrol_code: str | None
+) -> "HostConfig":
+    """Return the config of a host.
+
+    Args:
+        file: What the owner decided.
+        path: Where it stands, or would; relative paths begin there, and errors name it.
+        data_dir: Where the host keeps its own.
+        enrol_code: The one-time code that joins it to an account, or None.
+
+    Raises:
+        click.UsageError: If network or engine is named nowhere.
+        Problem: If a value is well-formed and can't be used; names its place in the file.
+    """
+    from peer.host.config import EngineTimeouts, HostConfig
+
+    if file.host.network is None:
+        raise click.UsageError(NETWORK_MISSING)
+    if not file.engine:
+        raise click.UsageError(ENGINE_MISSING)
+    if len(file.engine) > 1:
+        raise place_problem(path, "engine[1]", "a host has one engine", "remove this one")
+    choice = choose_engine(file.engine[0], path, "engine[0]")
+    with placed(path, "host.listen"):
+        listen = parse_listen(file.host.listen)
+    with placed(path, "host.region"):
+        region = parse_region(file.host.region)
+    return HostConfig(
+        data_dir=data_dir,
+        network=read_network(path_in(path, file.host.network)),
+        listen=listen,
+        engine=choice.spec,
+        prices=_prices(file.price, path),
+        control_socket=socket_path(data_dir),
+        slots=file.host.slots or slots_count(file.engine[0]),
+        queue_max=file.host.queue,
+        region=region,
+        enrol_code=enrol_code,
+        licence=choice.licence,
+        quantization=choice.quantization,
+        use_relay=file.host.relayed,
+        timeouts=EngineTimeouts(
+            head_s=file.timeouts.head_s,
+            token_s=file.timeouts.token_s,
+            load_s=file.timeouts.load_s,
+        ),
+    )
+
+
+def engine_table(engine: Engine) -> EngineTable:
+    """Return the table of an engine that ``--engine`` named."""
+    match engine.kind:
+        case "llamacpp":
+            return LlamacppTable(model=engine.value)
+        case "openai":
+            return OpenAiTable(url=engine.value)
+        case "demo":
+            return DemoTable()
+        case _:
+            return FakeTable()
+
+
+def _engines_with_flags(
+    engines: tuple[EngineTable, ...], flags: HostFlags
+) -> tuple[EngineTable, ...]:
+    if flags.engine is not None:
+        engines = (engine_table(flags.engine),)
+    given = {
+        "model_id": flags.model_id,
+        "context_tokens": flags.context_tokens,
+        "threads": flags.threads,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if not engines or not given:
+        return engines
+    if len(engines) > 1:
+        flag = next(iter(given)).replace("_tokens", "").replace("_", "-")
+        raise click.UsageError(
+            f"--{flag} is about one engine, and the file has {len(engines)}: say it there"
+        )
+    known = {key: value for key, value in given.items() if key in engines[0].__struct_fields__}
+    return (_replaced(engines[0], **known),)
+
+
+def _replaced(table: StructT, **values: object) -> StructT:
+    """Return a table with those values that are not None."""
+    given = {key: value for key, value in values.items() if value is not None}
+    return msgspec.structs.replace(table, **given)
+
+
+def _prices(table: PriceTable, path: Path) -> "Prices":
+    from peer.host.config import Prices
+
+    with placed(path, "price.per_mtok"):
+        price = parse_price(table.per_mtok)
+    cached_micros = price.in_micros_per_mtok
+    if table.cached_per_mtok is not None:
+        with placed(path, "price.cached_per_mtok"):
+            cached_micros = parse_price_part(table.cached_per_mtok)
+    return Prices(
+        in_micros_per_mtok=price.in_micros_per_mtok,
+        cached_micros_per_mtok=cached_micros,
+        out_micros_per_mtok=price.out_micros_per_mtok,
+        minimum_micros=table.minimum_micros,
+    )
