@@ -127,7 +127,7 @@ def line_of(text: str, place: str) -> int | None:
     skip = int(wanted["index"] or 0)
     inside = False
     found = None
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if header := _HEADER.fullmatch(line):
             is_named = header["name"] == table
             inside = is_named and skip == 0
