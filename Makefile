@@ -36,8 +36,10 @@ test: venv-dev
 	$(PYTEST) -m "$(PLAIN)" --junitxml=build/test.xml
 	@$(BIN)/python .ci/no_skips.py build/test.xml
 
-# The owner's screen is tested in a real terminal, which is tmux.
+# The owner's screen is tested in a real terminal, which is tmux; his service by systemd-analyze.
 apt:
+	@command -v systemd-analyze >/dev/null || { echo "Installing systemd (Debian package, as root)"; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends systemd >/dev/null; }
 	@command -v tmux >/dev/null || { echo "Installing tmux (Debian package, as root)"; \
 		apt-get update -qq && apt-get install -y -qq tmux >/dev/null; }
 

@@ -88,6 +88,19 @@ def data_dir_of(file: HostFile, path: Path) -> Path | None:
     return path_in(path, file.host.data) if file.host.data is not None else None
 
 
+def require_startable(file: HostFile) -> str:
+    """Return the network file that a host's file names, which must name an engine too.
+
+    Raises:
+        click.UsageError: If it does not; the flags might have.
+    """
+    if file.host.network is None:
+        raise click.UsageError(NETWORK_MISSING)
+    if not file.engine:
+        raise click.UsageError(ENGINE_MISSING)
+    return file.host.network
+
+
 def host_config(
     file: HostFile, path: Path, *, data_dir: Path, enrol_code: str | None
 ) -> "HostConfig":
@@ -105,10 +118,7 @@ def host_config(
     """
     from peer.host.config import EngineTimeouts, HostConfig
 
-    if file.host.network is None:
-        raise click.UsageError(NETWORK_MISSING)
-    if not file.engine:
-        raise click.UsageError(ENGINE_MISSING)
+    network_file = require_startable(file)
     if len(file.engine) > 1:
         raise place_problem(path, "engine[1]", "a host has one engine", "remove this one")
     choice = choose_engine(file.engine[0], path, "engine[0]")
@@ -118,7 +128,7 @@ def host_config(
         region = parse_region(file.host.region)
     return HostConfig(
         data_dir=data_dir,
-        network=read_network(path_in(path, file.host.network)),
+        network=read_network(path_in(path, network_file)),
         listen=listen,
         engine=choice.spec,
         prices=_prices(file.price, path),

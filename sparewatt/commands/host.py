@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
+from click.core import ParameterSource
 
 from sparewatt.commands.common import DATA_VARIABLE, default_data_dir, example
 from sparewatt.commands.daemons import code_option, read_code, ready_fields, verbose_option
+from sparewatt.commands.host_service import service_group
 from sparewatt.daemon import explained, ready_writer, run_daemon, set_up_log
 from sparewatt.host_file import FILE_NAME, read_host_file
 from sparewatt.host_options import HostFlags, data_dir_of, host_config, with_flags
@@ -50,9 +52,11 @@ class HostOptions(TypedDict):
     verbose: bool
 
 
-@click.command(
+@click.group(
     "host",
+    invoke_without_command=True,
     epilog=example(
+        "sparewatt host",
         "sparewatt host --config host.toml",
         "sparewatt host --network join.json --engine llamacpp=model.gguf --price 0.05/0.20",
         "sparewatt host --network join.json --engine openai=http://127.0.0.1:8000/v1",
@@ -142,12 +146,28 @@ class HostOptions(TypedDict):
 @click.option("--relayed", is_flag=True, help="Be reachable through a relay too.")
 @code_option
 @verbose_option
-def host_command(**options: Unpack[HostOptions]) -> None:
+@click.pass_context
+def host_command(context: click.Context, **options: Unpack[HostOptions]) -> None:
     """Serve models to the network, for money.
 
     Announces the engine's models at this price, answers gateways, and takes their signed
     vouchers. `sparewatt tui` shows and steers it.
     """
+    if context.invoked_subcommand is None:
+        _serve(options)
+        return
+    for name in options:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"options of `host {context.invoked_subcommand}` are written after it: "
+                f"sparewatt host {context.invoked_subcommand} --help"
+            )
+
+
+host_command.add_command(service_group)
+
+
+def _serve(options: HostOptions) -> None:
     from p2p.clock import system_clock
     from p2p.net import open_node
     from peer.host.main import run_host

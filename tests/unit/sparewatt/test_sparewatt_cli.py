@@ -27,6 +27,8 @@ def leaf_commands() -> list[list[str]]:
         if not isinstance(command, click.Group):
             found.append(words)
             return
+        if command.invoke_without_command:
+            found.append(words)
         context = click.Context(command)
         for name in command.list_commands(context):
             inner = command.get_command(context, name)
@@ -44,7 +46,10 @@ def test_help_of_each_command_has_an_example(words: list[str]):
     assert f"sparewatt {' '.join(words)}" in result.output.split("Example:")[1]
 
 
-@pytest.mark.parametrize("words", [[], ["settlement"], ["settlement", "account"], ["keys"]])
+@pytest.mark.parametrize(
+    "words",
+    [[], ["settlement"], ["settlement", "account"], ["keys"], ["host"], ["host", "service"]],
+)
 def test_help_of_each_group_has_an_example_and_whole_purposes(words: list[str]):
     output = run(*words, "--help").output
     assert " ".join(["sparewatt", *words]) in output.split("Example:")[1]
