@@ -30,7 +30,7 @@ from sparewatt.options import (
 )
 
 if TYPE_CHECKING:
-    from peer.host.config import HostConfig, Prices
+    from peer.host.config import HostConfig, HostedEngine, Prices
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 ENGINE_MISSING = (
@@ -119,9 +119,14 @@ def host_config(
     from peer.host.config import EngineTimeouts, HostConfig
 
     network_file = require_startable(file)
-    if len(file.engine) > 1:
-        raise place_problem(path, "engine[1]", "a host has one engine", "remove this one")
-    choice = choose_engine(file.engine[0], path, "engine[0]")
+    prices = _prices(file.price, path)
+    engines = tuple(_hosted(file, index, path, prices) for index in range(len(file.engine)))
+    names = [engine.name for engine in engines]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise place_problem(
+                path, f"engine[{index}].name", f"two engines are named {name}", "rename one"
+            )
     with placed(path, "host.listen"):
         listen = parse_listen(file.host.listen)
     with placed(path, "host.region"):
@@ -130,15 +135,10 @@ def host_config(
         data_dir=data_dir,
         network=read_network(path_in(path, network_file)),
         listen=listen,
-        engine=choice.spec,
-        prices=_prices(file.price, path),
+        engines=engines,
         control_socket=socket_path(data_dir),
-        slots=file.host.slots or slots_count(file.engine[0]),
-        queue_max=file.host.queue,
         region=region,
         enrol_code=enrol_code,
-        licence=choice.licence,
-        quantization=choice.quantization,
         use_relay=file.host.relayed,
         timeouts=EngineTimeouts(
             head_s=file.timeouts.head_s,
@@ -187,6 +187,28 @@ def _replaced(table: StructT, **values: object) -> StructT:
     """Return a table with those values that are not None."""
     given = {key: value for key, value in values.items() if value is not None}
     return msgspec.structs.replace(table, **given)
+
+
+def _hosted(file: HostFile, index: int, path: Path, prices: "Prices") -> "HostedEngine":
+    """Return one engine with its terms; what its table leaves open is as for the whole host."""
+    from peer.host.config import DEFAULT_ENGINE_NAME, HostedEngine
+
+    table, place = file.engine[index], f"engine[{index}]"
+    choice = choose_engine(table, path, place)
+    default_name = DEFAULT_ENGINE_NAME if index == 0 else f"engine-{index + 1}"
+    with placed(path, f"{place}.name"):
+        try:
+            return HostedEngine(
+                name=table.name or default_name,
+                spec=choice.spec,
+                prices=prices,
+                slots=table.slots or file.host.slots or slots_count(table),
+                queue_max=file.host.queue if table.queue is None else table.queue,
+                licence=choice.licence,
+                quantization=choice.quantization,
+            )
+        except ValueError as error:  # all else has its bounds in the table
+            raise click.BadParameter(str(error)) from error
 
 
 def _prices(table: PriceTable, path: Path) -> "Prices":

@@ -78,7 +78,18 @@ class PriceTable(_Table, frozen=True):
     ] = 0
 
 
-class LlamacppTable(_Table, frozen=True, tag="llamacpp", tag_field="kind"):
+class _EngineTable(_Table, frozen=True, kw_only=True):
+    """What any kind of engine may say; the rest is as for the whole host."""
+
+    name: Annotated[
+        str | None,
+        note("What you call it; the first is main, another engine-2, and so on.", "small-one"),
+    ] = None
+    slots: Annotated[int, whole(1, 1024, "Requests that it works on at a time.")] | None = None
+    queue: Annotated[int, whole(0, 4096, "Requests that wait for one of its slots.")] | None = None
+
+
+class LlamacppTable(_EngineTable, frozen=True, kw_only=True, tag="llamacpp", tag_field="kind"):
     """llama.cpp, which the host starts, with one model file."""
 
     model: Annotated[str, note("The GGUF file.")]
@@ -98,7 +109,7 @@ class LlamacppTable(_Table, frozen=True, tag="llamacpp", tag_field="kind"):
     quantization: Annotated[str | None, note("How the weights are rounded.", "int4")] = None
 
 
-class OpenAiTable(_Table, frozen=True, tag="openai", tag_field="kind"):
+class OpenAiTable(_EngineTable, frozen=True, kw_only=True, tag="openai", tag_field="kind"):
     """An OpenAI-compatible server that already runs."""
 
     url: Annotated[str, note("Its base, with http://.")]
@@ -117,7 +128,7 @@ class OpenAiTable(_Table, frozen=True, tag="openai", tag_field="kind"):
     quantization: Annotated[str | None, note("How the weights are rounded.", "bf16")] = None
 
 
-class DemoTable(_Table, frozen=True, tag="demo", tag_field="kind"):
+class DemoTable(_EngineTable, frozen=True, kw_only=True, tag="demo", tag_field="kind"):
     """The small model of the demo, on llama.cpp."""
 
     model_id: Annotated[str | None, note("What to call it instead.", "me/my-model")] = None
@@ -127,7 +138,7 @@ class DemoTable(_Table, frozen=True, tag="demo", tag_field="kind"):
     threads: Annotated[int, whole(0, 1024, "CPU threads; 0 takes half of the cores.")] = 0
 
 
-class FakeTable(_Table, frozen=True, tag="fake", tag_field="kind"):
+class FakeTable(_EngineTable, frozen=True, kw_only=True, tag="fake", tag_field="kind"):
     """An engine that says the same words always; for rehearsals."""
 
     model_id: Annotated[str | None, note("What to call its model.", "sparewatt/fake")] = None

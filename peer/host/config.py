@@ -1,5 +1,6 @@
 """What an owner decides about a host, as values; read from flags or files by the command."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -11,8 +12,11 @@ from p2p.wire import require_range, require_text
 
 SLOTS_COUNT_MAX = 1024
 QUEUE_COUNT_MAX = 4096
+ENGINES_COUNT_MAX = limits.RECORD_OFFERS_MAX  # each of them has at least one offer
+DEFAULT_ENGINE_NAME = "main"
 DEFAULT_CONTEXT_TOKENS = 2048
 FAKE_MODEL_ID = ModelId("sparewatt/fake")
+_ENGINE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")  # it is part of file names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,48 @@ class Prices:
         require_range("price out", self.out_micros_per_mtok, 0, most)
         require_range("minimum_micros", self.minimum_micros, 0, limits.MICROS_MAX)
 
+    @property
+    def is_paid(self) -> bool:
+        """Whether a request can cost anything."""
+        return bool(self.in_micros_per_mtok or self.out_micros_per_mtok or self.minimum_micros)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostedEngine:
+    """One engine of a host, by name, and the owner's terms for what it serves.
+
+    Attributes:
+        name: Lower-case letters, digits and hyphens; unique on its host.
+        spec: What it is.
+        slots: Requests that it works on at a time.
+        queue_max: Requests that wait for a slot; the next one is told "busy".
+        licence: SPDX id, or the name of the model's own terms.
+        quantization: One of OpenRouter's names.
+    """
+
+    name: str = DEFAULT_ENGINE_NAME
+    spec: EngineSpec
+    prices: Prices
+    slots: int = 4
+    queue_max: int = 16
+    licence: str = "unknown"
+    quantization: str = "unknown"
+
+    def __post_init__(self) -> None:
+        if not _ENGINE_NAME.fullmatch(self.name):
+            raise ValueError(
+                f"an engine is named {self.name!r}: write 1 to 32 lower-case letters, digits and "
+                "hyphens"
+            )
+        require_range("slots", self.slots, 1, SLOTS_COUNT_MAX)
+        require_range("queue_max", self.queue_max, 0, QUEUE_COUNT_MAX)
+        require_text("licence", self.licence, bytes_max=limits.RECORD_TEXT_BYTES_MAX)
+        if self.quantization not in QUANTIZATIONS:
+            raise ValueError(
+                f"quantization is {self.quantization!r}, not one of "
+                f"{', '.join(sorted(QUANTIZATIONS))}"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineTimeouts:
@@ -124,42 +170,31 @@ class HostConfig:
     """One host.
 
     Attributes:
-        data_dir: Holds the node key, the journal and the engine's log; one process at a time.
+        data_dir: Holds the node key, the journal and the engines' logs; one process at a time.
         listen: Multiaddrs to listen on.
-        slots: Requests that the engine works on at a time.
-        queue_max: Requests that wait for a slot; the next one is told "busy".
+        engines: What it begins with, by different names; more may be loaded while it runs.
         region: ISO 3166-1 alpha-2, or empty.
         control_socket: Where the control API listens.
         enrol_code: A one-time code that joins this host to an account, or None.
-        licence: SPDX id, or the name of the model's own terms.
         use_relay: Whether to be reachable through a relay too.
     """
 
     data_dir: Path
     network: NetworkInfo
     listen: tuple[str, ...]
-    engine: EngineSpec
-    prices: Prices
+    engines: tuple[HostedEngine, ...]
     control_socket: Path
-    slots: int = 4
-    queue_max: int = 16
     region: str = ""
     enrol_code: str | None = None
-    licence: str = "unknown"
-    quantization: str = "unknown"
     use_relay: bool = False
     timeouts: EngineTimeouts = EngineTimeouts()
 
     def __post_init__(self) -> None:
-        require_range("slots", self.slots, 1, SLOTS_COUNT_MAX)
-        require_range("queue_max", self.queue_max, 0, QUEUE_COUNT_MAX)
-        require_text("licence", self.licence, bytes_max=limits.RECORD_TEXT_BYTES_MAX)
         require_text("region", self.region, bytes_min=0, bytes_max=2)
-        if self.quantization not in QUANTIZATIONS:
-            raise ValueError(
-                f"quantization is {self.quantization!r}, not one of "
-                f"{', '.join(sorted(QUANTIZATIONS))}"
-            )
+        require_range("number of engines", len(self.engines), 0, ENGINES_COUNT_MAX)
+        names = [engine.name for engine in self.engines]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two engines have the same name: {', '.join(names)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +202,7 @@ class Ready:
     """What a host tells whoever started it, once it serves.
 
     Attributes:
-        engine_pid: The engine's process, or None if it is not ours.
+        engine_pid: The process of the first engine, or None if it is not ours.
     """
 
     peer_id: str

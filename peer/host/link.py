@@ -23,6 +23,7 @@ from p2p.signing import unseal
 from p2p.types import AllowanceId, FinishReason, NetworkId, PublicKey
 from peer.host.books import Account, Books
 from peer.host.engines.api import EngineCall
+from peer.host.engines.fleet import Member
 from peer.host.request import Phase, ServedRequest
 from peer.http.loop import Loop, Timer
 
@@ -56,15 +57,11 @@ class LinkServer(Protocol):
     def now_ns(self) -> int:
         """Return the wall clock."""
 
-    def quotes(self) -> list[bytes]:
-        """Return a fresh quote envelope for each offer."""
+    def quotes(self) -> list[tuple[bytes, int]]:
+        """Return a fresh quote envelope for each offer, and how many slots are free for it."""
 
-    def quote_for(self, model_id: str) -> bytes | None:
-        """Return a fresh quote envelope, or None if the model is not offered."""
-
-    @property
-    def slots_free(self) -> int:
-        """Slots that a new request could have at once."""
+    def quote_for(self, model_id: str) -> tuple[bytes, int] | None:
+        """Return the same for one model, or None if it is not offered."""
 
     def admit(self, link: "HostLink", event: events.RequestReceived) -> None:
         """Take a request or refuse it on its channel."""
@@ -304,8 +301,8 @@ class HostLink:
             self._say(ErrorInfo(code=ErrorCode.CLOCK_SKEW, message=message))
             self.session.send_goaway(message)
             return
-        for envelope in self._server.quotes():
-            self.session.send_quote(envelope, self._server.slots_free)
+        for envelope, slots_free in self._server.quotes():
+            self.session.send_quote(envelope, slots_free)
 
     def _check_proof(self, envelope: bytes) -> PublicKey:
         """Return the wallet key that the gateway proved to hold.
@@ -321,12 +318,22 @@ class HostLink:
         return proof.signer
 
     def _quote(self, model_id: str) -> None:
-        envelope = self._server.quote_for(model_id)
-        if envelope is None:
+        quoted = self._server.quote_for(model_id)
+        if quoted is None:
             message = f"this host does not serve {model_id[:100]}"
             self._say(ErrorInfo(code=ErrorCode.MODEL_NOT_FOUND, message=message))
         else:
-            self.session.send_quote(envelope, self._server.slots_free)
+            self.session.send_quote(*quoted)
+
+    def show_quote(self, envelope: bytes, slots_free: int) -> None:
+        """Show the gateway a quote that it did not ask for, of what is new on offer."""
+        if self.session.greeted and not self.is_lost:
+            self.session.send_quote(envelope, slots_free)
+            self.flush()
+
+    def requests_at(self, member: Member[ServedRequest]) -> int:
+        """Return how many of the requests here are one engine's."""
+        return sum(each.origin.member is member for each in self.requests.values())
 
     def _say(self, error: ErrorInfo) -> None:
         self.session.send_session_error(error)

@@ -25,15 +25,26 @@ from p2p.types import AllowanceId
 from peer.group_commit import Runner, run_in_thread
 from peer.host.announce import Announcer, Facts
 from peer.host.books import Books
-from peer.host.config import FakeSpec, HostConfig, LlamacppSpec, OpenAiSpec, Ready
+from peer.host.config import (
+    EngineTimeouts,
+    FakeSpec,
+    HostConfig,
+    HostedEngine,
+    LlamacppSpec,
+    OpenAiSpec,
+    Ready,
+)
 from peer.host.control import ControlApi
-from peer.host.engines.api import Engine, EngineState
+from peer.host.control_engines import EngineControl
+from peer.host.engines.api import Engine
 from peer.host.engines.fake import FakeEngine
+from peer.host.engines.fleet import Fleet
 from peer.host.engines.llamacpp import LlamacppEngine
 from peer.host.engines.openai import OpenAiEngine
 from peer.host.hardware import find_gpus, read_report, summary_of
 from peer.host.journal import Journal, open_journal
 from peer.host.logbook import Logbook
+from peer.host.request import ServedRequest
 from peer.host.serve import HostServer
 from peer.host.settle import Settler
 from peer.host.status import StatusBoard
@@ -44,8 +55,6 @@ _LOG = logging.getLogger(__name__)
 
 KEY_NAME = "node.key"
 JOURNAL_NAME = "journal.sqlite"
-ENGINE_SOCKET_NAME = "engine.sock"
-ENGINE_LOG_NAME = "engine.log"
 ENGINE_GATHER_S = 0.001  # tokens wait for the pump's next write anyway
 READY_WAIT_S = 10.0  # for settlement and the DHT; the host serves without either
 STOP_S_MAX = 6.0
@@ -56,7 +65,7 @@ OpenNode = Callable[[NodeConfig], AbstractAsyncContextManager[Node]]
 
 
 class EngineStartError(SparewattError):
-    """Raised when the host's own engine can't be started the first time; says why."""
+    """Raised when none of the host's own engines starts the first time; says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +76,13 @@ class HostTools:
         run_work: Where the journal's disk is waited for.
         rng: Ids and jitter.
         settlement_transport: Instead of TCP.
-        engine: Instead of the one in the config.
+        make_engine: Instead of ``make_engine``.
     """
 
     run_work: Runner = run_in_thread
     rng: Random = field(default_factory=SystemRandom)
     settlement_transport: httpx.AsyncBaseTransport | None = None
-    engine: Engine | None = None
+    make_engine: Callable[[HostedEngine], Engine] | None = None
 
 
 async def run_host(
@@ -97,7 +106,7 @@ async def run_host(
         DataDirectoryError: If the data directory is in use or can't be used.
         JournalError: If the journal can't be opened.
         ListenError: If the control socket is taken.
-        EngineStartError: If the host's own engine does not start the first time.
+        EngineStartError: If none of the host's own engines starts the first time.
     """
     tools = tools or HostTools()
     stopping = trio.Event()
@@ -138,7 +147,9 @@ class _Host:
         self._tools = tools
         self._logbook = logbook
         self._loop = Loop(gather_s=ENGINE_GATHER_S)
-        self._engine = tools.engine or make_engine(config, self._loop)
+        self._fleet = Fleet[ServedRequest](
+            config.engines, tools.make_engine or self._make_engine, load_s=config.timeouts.load_s
+        )
 
     async def run(
         self, open_node: OpenNode, ready: Callable[[Ready], None], stopping: trio.Event
@@ -171,7 +182,7 @@ class _Host:
             control = self._make_control(server, announcer, settler, journal)
             control.listen(config.control_socket)
             nursery.start_soon(self._loop.run)
-            nursery.start_soon(self._engine.run)
+            nursery.start_soon(self._fleet.run)
             nursery.start_soon(control.run)
             node.serve_links(SESSION_PROTOCOL, server.accept_link)
             nursery.start_soon(settler.run, config.enrol_code)
@@ -186,21 +197,28 @@ class _Host:
     ) -> None:
         """Wait until the host can be found and used; say so in any case after a while."""
         with trio.move_on_after(self._config.timeouts.load_s):
-            await self._wait_engine()
+            await self._wait_engines()
         with trio.move_on_after(READY_WAIT_S):
             await settler.wait_first_round()
             if self._config.network.bootstrap:
                 await announcer.wait_published()
-        _LOG.info("host %s is ready: %s", self._key.peer_id, self._engine.detail)
-        ready(Ready(self._key.peer_id, self._engine.pid, self._config.control_socket))
+        engines = [member.engine for member in self._fleet.members.values()]
+        details = "; ".join(engine.detail for engine in engines) or self._fleet.detail
+        _LOG.info("host %s is ready: %s", self._key.peer_id, details)
+        pid = engines[0].pid if engines else None
+        ready(Ready(self._key.peer_id, pid, self._config.control_socket))
 
-    async def _wait_engine(self) -> None:
-        while self._engine.state is not EngineState.READY:
-            if self._engine.state is EngineState.FAILED:
-                if isinstance(self._config.engine, LlamacppSpec):
-                    raise EngineStartError(self._engine.detail)
-                return
-            await trio.sleep(0.05)
+    async def _wait_engines(self) -> None:
+        """Wait for all engines that the host begins with; one that fails may come up later.
+
+        Raises:
+            EngineStartError: If all failed, and not for want of somebody else's server.
+        """
+        members = list(self._fleet.members.values())
+        outcomes = [await member.wait_outcome() for member in members]
+        if any(outcomes) or all(isinstance(each.hosted.spec, OpenAiSpec) for each in members):
+            return
+        raise EngineStartError("; ".join(member.engine.detail for member in members))
 
     async def _stop(self, server: HostServer, announcer: Announcer, settler: Settler) -> None:
         _LOG.info("shutting down")
@@ -229,7 +247,7 @@ class _Host:
     async def _open_books(self, journal: Journal) -> Books:
         config, now_ns = self._config, self._clock()
         books = Books(
-            self._key, config.network.network_id, journal, self._clock, slots=config.slots
+            self._key, config.network.network_id, journal, self._clock, slots=self._fleet.slots
         )
         books.restore(await journal.load_allowances(now_ns))
         books.restore_closes(await journal.load_closed(now_ns))
@@ -240,7 +258,7 @@ class _Host:
         server = HostServer(
             self._config,
             books=books,
-            engine=self._engine,
+            fleet=self._fleet,
             loop=self._loop,
             clock=self._clock,
             rng=self._tools.rng,
@@ -275,7 +293,6 @@ class _Host:
             node, self._key, journal, clock=self._clock, rng=self._tools.rng, facts=facts
         )
         server.on_change = announcer.changed
-        self._engine.on_change(server.engine_changed)
         return announcer
 
     def _make_control(
@@ -289,31 +306,34 @@ class _Host:
             version=importlib.metadata.version("sparewatt"),
             uptime_s=lambda: int(trio.current_time() - started_s),
         )
-        # What a part of the host adds: ``control.add(terms_routes(...))`` before it is returned.
-        return ControlApi(
+        control = ControlApi(
             server, board, settler, journal=journal, logbook=self._logbook, loop=self._loop
         )
+        # What a part of the host adds.
+        control.add(EngineControl(self._fleet).routes())
+        return control
+
+    def _make_engine(self, hosted: HostedEngine) -> Engine:
+        return make_engine(hosted, self._loop, self._config.data_dir, self._config.timeouts)
 
 
-def make_engine(config: HostConfig, loop: Loop) -> Engine:
-    """Return the engine that a config names; nothing runs yet."""
-    match config.engine:
+def make_engine(
+    hosted: HostedEngine, loop: Loop, data_dir: Path, timeouts: EngineTimeouts
+) -> Engine:
+    """Return an engine of a host; nothing runs yet."""
+    match hosted.spec:
         case LlamacppSpec() as spec:
             return LlamacppEngine(
                 spec,
                 loop,
-                slots=config.slots,
-                socket=_engine_socket(config.data_dir),
-                log_path=config.data_dir / ENGINE_LOG_NAME,
-                timeouts=config.timeouts,
+                slots=hosted.slots,
+                socket=socket_path(data_dir, f"engine-{hosted.name}.sock"),
+                log_path=data_dir / f"engine-{hosted.name}.log",
+                timeouts=timeouts,
             )
         case OpenAiSpec() as spec:
-            return OpenAiEngine(spec, loop, timeouts=config.timeouts)
+            return OpenAiEngine(spec, loop, timeouts=timeouts)
         case FakeSpec() as spec:
-            return FakeEngine(spec, idle_s=config.timeouts.token_s)
+            return FakeEngine(spec, idle_s=timeouts.token_s)
         case _:
-            assert_never(config.engine)
-
-
-def _engine_socket(data_dir: Path) -> Path:
-    return socket_path(data_dir, ENGINE_SOCKET_NAME)
+            assert_never(hosted.spec)

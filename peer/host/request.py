@@ -29,6 +29,7 @@ from p2p.types import NO_ALLOWANCE, AllowanceId, Digest, FinishReason, sha256
 from peer.host.books import Account
 from peer.host.engines.api import EngineCall, EngineFailure
 from peer.host.engines.events import AnswerEvent, EngineGarbageError, EventSplitter
+from peer.host.engines.fleet import Member
 
 BYTES_PER_TOKEN_ESTIMATE = 4  # for engines that can't count before they compute
 HELD_BYTES_MAX = limits.WINDOW_BYTES  # beyond it the engine's bytes stay in the socket
@@ -81,14 +82,16 @@ class RequestOwner(Protocol):
         """Learn that a request is over; return its receipt's bytes, if it has one."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
     """What a request is, all of which is known when it is admitted.
 
     Attributes:
         body: As the engine gets it.
         tokens_max: The most completion tokens that it asks for, all answers together.
+        context_tokens: The model's, for prompt and answer together.
         received_at_ns: Wall clock.
+        member: The engine that it goes to.
     """
 
     channel: int
@@ -97,7 +100,9 @@ class Origin:
     account: Account
     body: bytes
     tokens_max: int
+    context_tokens: int
     received_at_ns: int
+    member: "Member[ServedRequest]"
 
     @property
     def allowance_id(self) -> AllowanceId:

@@ -1,7 +1,7 @@
-"""The host's service: all links, the slots, the engine, and what the owner sees of them."""
+"""The host's service: all links, the engines and their slots, and what the owner sees of them."""
 
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from random import Random
 
@@ -13,14 +13,15 @@ from p2p.errors import ErrorCode
 from p2p.overlay import Link, LinkOwner
 from p2p.receipts.messages import Quote, Receipt
 from p2p.receipts.tab import OpenRefusal
+from p2p.records import Offer
 from p2p.session.events import ErrorInfo, RequestReceived
 from p2p.types import ID_BYTES, AllowanceId, FinishReason, NetworkId, QuoteId, model_key
 from peer.host.admission import (
     FREE_SLOTS_PER_ADDRESS_COUNT,
     FREE_SLOTS_PER_PEER_COUNT,
+    RETRY_AFTER_MS_MIN,
     Circumstances,
     HostState,
-    SlotQueue,
     host_state,
     open_requests_max,
     refusal_of_state,
@@ -29,43 +30,41 @@ from peer.host.admission import (
 from peer.host.arrivals import Arrival, KeptSessions
 from peer.host.books import Account, Books
 from peer.host.config import HostConfig
-from peer.host.engines.api import Engine, EngineCall, EngineState
+from peer.host.engines.api import EngineCall, EngineState
+from peer.host.engines.fleet import Fleet, Member
 from peer.host.engines.parameters import EngineLimits, PreparedRequest, prepare_request
 from peer.host.link import HostLink
-from peer.host.pricing import OfferedModel, QuoteBook, find_offered, offer_model
+from peer.host.pricing import OfferedModel, QuoteBook
 from peer.host.request import Origin, Phase, ServedRequest
 from peer.http.loop import Loop
 
 _LOG = logging.getLogger(__name__)
 
+HostMember = Member[ServedRequest]
+
 LINKS_COUNT_MAX = 4096
-DEFAULT_REQUEST_MS = 5_000
-RECENT_REQUESTS_COUNT = 32
 TOKEN_BYTES_MAX = 256  # beyond it per token of context, a body isn't worth the engine's count
 
 
 class HostServer:
-    """Serves any number of links from one engine; a ``link.LinkServer``."""
+    """Serves any number of links from the host's engines; a ``link.LinkServer``."""
 
     def __init__(
         self,
         config: HostConfig,
         *,
         books: Books,
-        engine: Engine,
+        fleet: Fleet[ServedRequest],
         loop: Loop,
         clock: WallClock,
         rng: Random,
     ) -> None:
         self.config = config
         self.books = books
-        self.engine = engine
+        self.fleet = fleet
         self.loop = loop
         self.links: dict[HostLink, None] = {}
         self.kept = KeptSessions()
-        self.queue: SlotQueue[ServedRequest] = SlotQueue(
-            slots=config.slots, queue_max=config.queue_max
-        )
         self.counters: Counter[str] = Counter()
         self.is_paused = False
         self.is_drained = False
@@ -75,15 +74,10 @@ class HostServer:
         self._clock = clock
         self._rng = rng
         self._quotes = QuoteBook(books.key, config.network.network_id)
-        self._counting = 0
-        self._recent_ms: deque[int] = deque(maxlen=RECENT_REQUESTS_COUNT)
-        self._offered: tuple[OfferedModel, ...] = ()
-        self._offered_models: object = None
+        self._shown: frozenset[Offer] = frozenset()
         self._settled = trio.Event()
-        prices = config.prices
-        self._is_free = not (
-            prices.in_micros_per_mtok or prices.out_micros_per_mtok or prices.minimum_micros
-        )
+        fleet.on_change = self.member_changed
+        fleet.on_end = self._end_member
 
     # -- what the host is and offers -----------------------------------------------------------
 
@@ -111,41 +105,29 @@ class HostServer:
             clock_offset_ns=self.clock_offset_ns,
             clock_skew_ns_max=limits.CLOCK_SKEW_NS_MAX,
             journal_trouble=self.books.journal.trouble,
-            is_engine_ready=self.engine.state is EngineState.READY,
-            has_keys=self._is_free or bool(self.books.settlement_keys),
+            is_engine_ready=self.fleet.is_ready,
+            has_keys=bool(self.books.settlement_keys) or self.fleet.is_free,
         )
-        return host_state(now, engine_detail=self.engine.detail, open_requests=self.open_requests)
+        return host_state(now, engine_detail=self.fleet.detail, open_requests=self.open_requests)
 
     @property
     def offered(self) -> tuple[OfferedModel, ...]:
-        """What the engine serves now, at our prices."""
-        models = self.engine.models
-        if models != self._offered_models:
-            self._offered_models = models
-            self._offered = tuple(
-                offer_model(
-                    model,
-                    self.config.prices,
-                    licence=self.config.licence,
-                    quantization=self.config.quantization,
-                )
-                for model in models[: limits.RECORD_OFFERS_MAX]
-            )
-        return self._offered
+        """What the engines serve now, at the owner's prices."""
+        return self.fleet.offered
 
-    @property
-    def slots_free(self) -> int:
-        """Slots that a new request could have at once."""
-        return self.queue.free if self.state[0] is HostState.SERVING else 0
+    def slots_free(self, member: HostMember) -> int:
+        """Return how many slots of an engine a new request could have at once."""
+        return member.queue.free if self.state[0] is HostState.SERVING else 0
 
-    def quotes(self) -> list[bytes]:
-        """Return a fresh quote envelope for each offer."""
-        return [self._quote(offered) for offered in self.offered]
+    def quotes(self) -> list[tuple[bytes, int]]:
+        """Return a fresh quote envelope for each offer, and how many slots are free for it."""
+        named = [self.quote_for(each.offer.model_id) for each in self.offered]
+        return [each for each in named if each is not None]
 
-    def quote_for(self, model_id: str) -> bytes | None:
-        """Return a fresh quote envelope, or None if the model is not offered."""
-        offered = find_offered(self.offered, model_id)
-        return None if offered is None else self._quote(offered)
+    def quote_for(self, model_id: str) -> tuple[bytes, int] | None:
+        """Return the same for one model, or None if it is not offered."""
+        found = self.fleet.find(model_id)
+        return None if found is None else (self._quote(found[1]), self.slots_free(found[0]))
 
     def _quote(self, offered: OfferedModel) -> bytes:
         fresh_id = QuoteId(self._rng.randbytes(ID_BYTES))
@@ -213,22 +195,27 @@ class HostServer:
             return
         request = ServedRequest(link, outcome)
         link.requests[event.channel] = request
-        self._counting += 1
-        self.engine.count_prompt(
+        outcome.member.take(request)
+        outcome.member.counting += 1
+        outcome.member.engine.count_prompt(
             outcome.body, lambda counted_tokens: self._prompt_counted(request, counted_tokens)
         )
 
     def _judge(self, link: HostLink, event: RequestReceived) -> Origin | ErrorInfo:
         """Return the request's origin if it may come in, with its account opened for it."""
         request, now_ns = event.request, self.now_ns()
-        refusal = refusal_of_state(*self.state) or self._refusal_of_rush(link)
+        refusal = refusal_of_state(*self.state)
         if refusal is not None:
             return refusal
         quote = self._quotes.find(request.quote_id, now_ns)
         if quote is None:
             message = "this host gave no such quote, or it has expired"
             return ErrorInfo(code=ErrorCode.QUOTE_EXPIRED, message=message)
-        prepared = self._prepare(event, quote)
+        found = self._route(quote)
+        if isinstance(found, ErrorInfo):
+            return found
+        member, offered = found
+        prepared = self._refusal_of_rush(link, member) or _prepare(event, quote, member, offered)
         if isinstance(prepared, ErrorInfo):
             return prepared
         if quote.is_free and (refusal := self._refusal_of_free(link)):
@@ -240,18 +227,45 @@ class HostServer:
         if refused is not None:
             return _account_refusal(refused)
         tokens_max = prepared.output_tokens_max * request.choices
-        return Origin(event.channel, request, quote, account, prepared.body, tokens_max, now_ns)
+        return Origin(
+            channel=event.channel,
+            request=request,
+            quote=quote,
+            account=account,
+            body=prepared.body,
+            tokens_max=tokens_max,
+            context_tokens=offered.offer.context_tokens,
+            received_at_ns=now_ns,
+            member=member,
+        )
 
-    def _refusal_of_rush(self, link: HostLink) -> ErrorInfo | None:
-        ahead = self.queue.waiting + self._counting
-        slots, queue_max = self.queue.slots, self.queue.queue_max
+    def _route(self, quote: Quote) -> tuple[HostMember, OfferedModel] | ErrorInfo:
+        """Return the engine that serves what a quote is for, or why there is none."""
+        found = self.fleet.find(quote.model_id)
+        if found is None:
+            if self.fleet.expects(quote.model_id):
+                code, message = ErrorCode.ENGINE_FAILED, "the engine of this model is not running"
+                return ErrorInfo(code=code, message=message, retry_after_ms=RETRY_AFTER_MS_MIN)
+            message = f"{quote.model_id} is no longer on offer here"
+            return ErrorInfo(code=ErrorCode.MODEL_NOT_FOUND, message=message)
+        if found[1].offer.manifest_digest != quote.manifest_digest:
+            # The receipt would name weights that did not answer.
+            message = f"{quote.model_id} is another build here since that quote"
+            return ErrorInfo(code=ErrorCode.QUOTE_EXPIRED, message=message)
+        return found
+
+    def _refusal_of_rush(self, link: HostLink, member: HostMember) -> ErrorInfo | None:
+        ahead = member.queue.waiting + member.counting
+        slots, queue_max = member.queue.slots, member.queue.queue_max
         is_stranger = link.account is None or link.account.customer.is_stranger
         most = open_requests_max(is_stranger=is_stranger, slots=slots, queue_max=queue_max)
         # Those who wait for a voucher hold no place in the line, but their bodies are in memory.
-        if self.queue.busy + ahead < slots + queue_max and len(link.requests) < most:
+        if member.queue.busy + ahead < slots + queue_max and (
+            len(link.requests) < most or link.requests_at(member) < most
+        ):
             return None
-        wait_ms = retry_after_ms(ahead, self.queue.slots, self._request_ms())
-        message = f"all {self.queue.slots} slots are busy and {ahead} requests wait"
+        wait_ms = retry_after_ms(ahead, slots, member.request_ms)
+        message = f"all {slots} slots are busy and {ahead} requests wait"
         return ErrorInfo(code=ErrorCode.BUSY, message=message, retry_after_ms=wait_ms)
 
     def _refusal_of_free(self, link: HostLink) -> ErrorInfo | None:
@@ -271,37 +285,15 @@ class HostServer:
             return ErrorInfo(code=ErrorCode.RATE_LIMITED, message=message, retry_after_ms=1000)
         return None
 
-    def _prepare(self, event: RequestReceived, quote: Quote) -> PreparedRequest | ErrorInfo:
-        """Return the engine's body, if the model is on offer and named by the quote."""
-        offered = find_offered(self.offered, quote.model_id)
-        if offered is None:
-            message = f"{quote.model_id} is no longer on offer here"
-            return ErrorInfo(code=ErrorCode.MODEL_NOT_FOUND, message=message)
-        context_tokens = offered.offer.context_tokens
-        if len(event.request.body) > context_tokens * TOKEN_BYTES_MAX:
-            message = (
-                f"the request is far longer than this host's context of {context_tokens} tokens"
-            )
-            code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
-            return ErrorInfo(code=code, message=message, param="messages")
-        bounds = EngineLimits(offered.model.name, offered.offer.output_tokens_max)
-        prepared = prepare_request(self.engine.parameter_table, event.request.body, bounds)
-        if isinstance(prepared, ErrorInfo):
-            return prepared
-        if model_key(prepared.model_id) != model_key(quote.model_id):
-            message = f"the request is for {prepared.model_id[:100]}, its quote is not"
-            return ErrorInfo(code=ErrorCode.MODEL_NOT_FOUND, message=message, param="model")
-        return prepared
-
     def _prompt_counted(self, request: ServedRequest, counted_tokens: int | None) -> None:
-        self._counting -= 1
+        request.origin.member.counting -= 1
         if request.phase is not Phase.COUNTING:
             return  # cancelled meanwhile
         with self.loop.turn():
             request.count_prompt(counted_tokens)
-            offered = find_offered(self.offered, request.origin.quote.model_id)
-            if offered is not None and request.prompt_tokens >= offered.offer.context_tokens:
-                self._refuse_length(request, offered.offer.context_tokens)
+            context_tokens = request.origin.context_tokens
+            if request.prompt_tokens >= context_tokens:
+                self._refuse_length(request, context_tokens)
             elif not request.ask_payment():
                 self.prompt_paid(request)
             request.owner.flush()
@@ -317,7 +309,7 @@ class HostServer:
     def prompt_paid(self, request: ServedRequest) -> None:
         """Put a request into the line for a slot, or let it run at once."""
         request.phase = Phase.WAITING
-        queue = self.queue
+        queue = request.origin.member.queue
         slots_free = queue.free
         if slots_free and not queue.waiting and self._may_run(request):
             request.accepted(slots_free=slots_free, queued_before=0)
@@ -326,13 +318,17 @@ class HostServer:
             return
         queued_before = queue.wait(request)
         request.accepted(slots_free=slots_free, queued_before=queued_before)
-        self.pump()
+        self._pump_member(request.origin.member)
 
     # -- slots ---------------------------------------------------------------------------------
 
     def pump(self) -> None:
         """Start whoever can start now."""
-        while (request := self.queue.next_ready(self._may_run)) is not None:
+        for member in self.fleet.members.values():
+            self._pump_member(member)
+
+    def _pump_member(self, member: HostMember) -> None:
+        while (request := member.queue.next_ready(self._may_run)) is not None:
             self._run(request)
 
     def _run(self, request: ServedRequest) -> None:
@@ -342,7 +338,7 @@ class HostServer:
 
     def _may_run(self, request: ServedRequest) -> bool:
         """Return whether the money allows it, and a stranger has a slot of its own left."""
-        if self.engine.state is not EngineState.READY:
+        if request.origin.member.engine.state is not EngineState.READY:
             return False
         if not request.may_start():
             request.owner.held_for_money(request)
@@ -360,24 +356,39 @@ class HostServer:
 
     def start_engine(self, request: ServedRequest) -> EngineCall:
         """Give a request to the engine."""
-        return self.engine.start(request.origin.body, request)
+        return request.origin.member.engine.start(request.origin.body, request)
 
-    def engine_changed(self) -> None:
+    def member_changed(self, member: HostMember) -> None:
         """Send away those who waited for an engine that is gone; have the change announced."""
-        if self.engine.state is not EngineState.READY:
-            self._refuse_waiting(
-                ErrorInfo(code=ErrorCode.ENGINE_FAILED, message="the engine is not running")
-            )
-        self.pump()
-        self.on_change()
-
-    def _refuse_waiting(self, error: ErrorInfo) -> None:
-        """Refuse all that have not begun: other hosts may take them."""
-        for link in list(self.links):
-            for request in list(link.requests.values()):
+        # A gateway was told once how many slots it gets: they may grow, but not shrink, or it
+        # would pay too late.
+        self.books.slots = max(self.books.slots, self.fleet.slots)
+        if member.engine.state is not EngineState.READY:
+            error = ErrorInfo(code=ErrorCode.ENGINE_FAILED, message="the engine is not running")
+            for request in list(member.requests):
                 if request.phase is not Phase.RUNNING:
                     request.refuse(error)
-            link.flush()
+                    request.owner.flush()
+        self._pump_member(member)
+        self._show_quotes()
+        self.on_change()
+
+    def _show_quotes(self) -> None:
+        """Let the gateways that are here know of what is on offer only now."""
+        shown, self._shown = self._shown, frozenset(each.offer for each in self.offered)
+        for offer in self._shown - shown:
+            quoted = self.quote_for(offer.model_id)
+            if quoted is not None:
+                for link in list(self.links):
+                    link.show_quote(*quoted)
+
+    def _end_member(self, member: HostMember) -> None:
+        """End what an engine that leaves has left, with its receipts."""
+        error = ErrorInfo(code=ErrorCode.DRAINING, message="this model is being unloaded")
+        with self.loop.turn():
+            for request in list(member.requests):
+                request.fail(error, FinishReason.HOST_ERROR)
+                request.owner.flush()
 
     def stop(self) -> None:
         """Take nothing new and end what is open, with its receipts, for the process's end."""
@@ -393,25 +404,21 @@ class HostServer:
 
     def request_over(self, request: ServedRequest, receipt: Receipt | None) -> None:
         """Free what a request held, and count it."""
-        self.queue.leave(request)
+        member, took_ms = request.origin.member, None
+        member.queue.leave(request)
         if receipt is not None:
             self.counters["tokens_out_total"] += receipt.completion_tokens
-            took_ns = receipt.finished_at_ns - receipt.received_at_ns
-            self._recent_ms.append(took_ns // 1_000_000)
+            took_ms = (receipt.finished_at_ns - receipt.received_at_ns) // 1_000_000
         if request.is_error:
             self.counters["errors_total"] += 1
         if request.has_slot:
             request.has_slot = False
-            self.queue.give_back()
-            if self.queue.waiting:
-                self.loop.call_later(0, self.pump)  # not from inside the request that ends
+            member.queue.give_back()
+            if member.queue.waiting:  # not from inside the request that ends
+                self.loop.call_later(0, lambda: self._pump_member(member))
+        member.over(request, took_ms)
         if not self.open_requests:
             self._settled.set()
-
-    def _request_ms(self) -> int:
-        if not self._recent_ms:
-            return DEFAULT_REQUEST_MS
-        return sum(self._recent_ms) // len(self._recent_ms)
 
     async def wait_idle(self) -> None:
         """Wait until no request is open."""
@@ -429,3 +436,22 @@ _ACCOUNT_CODES = {
 def _account_refusal(refused: OpenRefusal) -> ErrorInfo:
     code = _ACCOUNT_CODES.get(refused, ErrorCode.ALLOWANCE_REFUSED)
     return ErrorInfo(code=code, message=refused.value)
+
+
+def _prepare(
+    event: RequestReceived, quote: Quote, member: HostMember, offered: OfferedModel
+) -> PreparedRequest | ErrorInfo:
+    """Return the body for an engine, if the request is for the model that its quote names."""
+    context_tokens = offered.offer.context_tokens
+    if len(event.request.body) > context_tokens * TOKEN_BYTES_MAX:
+        message = f"the request is far longer than this host's context of {context_tokens} tokens"
+        code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
+        return ErrorInfo(code=code, message=message, param="messages")
+    bounds = EngineLimits(offered.model.name, offered.offer.output_tokens_max)
+    prepared = prepare_request(member.engine.parameter_table, event.request.body, bounds)
+    if isinstance(prepared, ErrorInfo):
+        return prepared
+    if model_key(prepared.model_id) != model_key(quote.model_id):
+        message = f"the request is for {prepared.model_id[:100]}, its quote is not"
+        return ErrorInfo(code=ErrorCode.MODEL_NOT_FOUND, message=message, param="model")
+    return prepared

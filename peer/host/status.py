@@ -9,9 +9,10 @@ from p2p import limits
 from p2p.receipts.cost import Usage, cost_micros
 from p2p.types import digest_text
 from peer.host.announce import Announcer
+from peer.host.engines.fleet import NO_ENGINE
 from peer.host.pricing import OfferedModel
 from peer.host.request import Phase, ServedRequest
-from peer.host.serve import HostServer
+from peer.host.serve import HostMember, HostServer
 from peer.host.settle import Settler
 
 CURRENCY = "USD"
@@ -24,8 +25,23 @@ class ClockStatus(msgspec.Struct):
     ok: bool
 
 
+class SlotsStatus(msgspec.Struct):
+    """Slots and the line before them."""
+
+    total: int
+    busy: int
+    queued: int
+
+
 class EngineStatus(msgspec.Struct):
-    """The engine."""
+    """One engine.
+
+    Attributes:
+        model_id: The first model that it serves, or should serve; None if that is unknown.
+        model_ids: All that it serves now.
+        state: ``starting``, ``loading``, ``ready``, ``failed``, or ``leaving``.
+        detail: On the state, in one sentence.
+    """
 
     kind: str
     model_id: str | None
@@ -33,6 +49,9 @@ class EngineStatus(msgspec.Struct):
     pid: int | None
     restarts: int
     detail: str
+    name: str
+    model_ids: list[str]
+    slots: SlotsStatus
 
 
 class OfferStatus(msgspec.Struct):
@@ -45,14 +64,6 @@ class OfferStatus(msgspec.Struct):
     minimum_micros: int
     context_tokens: int
     manifest_digest: str
-
-
-class SlotsStatus(msgspec.Struct):
-    """The slots and the line before them."""
-
-    total: int
-    busy: int
-    queued: int
 
 
 class RequestStatus(msgspec.Struct):
@@ -104,7 +115,7 @@ class CountersStatus(msgspec.Struct):
 
 
 class HostStatus(msgspec.Struct):
-    """All of it."""
+    """All of it; ``engine`` is the first of ``engines``."""
 
     version: str
     peer_id: str
@@ -114,6 +125,7 @@ class HostStatus(msgspec.Struct):
     uptime_s: int
     clock: ClockStatus
     engine: EngineStatus
+    engines: list[EngineStatus]
     offers: list[OfferStatus]
     slots: SlotsStatus
     requests: list[RequestStatus]
@@ -147,6 +159,7 @@ class StatusBoard:
         """Return the status as of now."""
         server, config = self._server, self._server.config
         state, reason = server.state
+        engines = [engine_status(member) for member in server.fleet.members.values()]
         return HostStatus(
             version=self._version,
             peer_id=server.books.host_id,
@@ -155,9 +168,14 @@ class StatusBoard:
             state_reason=reason,
             uptime_s=self._uptime_s(),
             clock=_clock_status(server.clock_offset_ns),
-            engine=_engine_status(server),
+            engine=engines[0] if engines else _NO_ENGINE,
+            engines=engines,
             offers=[_offer_status(each) for each in server.offered],
-            slots=SlotsStatus(server.queue.slots, server.queue.busy, server.queue.waiting),
+            slots=SlotsStatus(
+                sum(each.slots.total for each in engines),
+                sum(each.slots.busy for each in engines),
+                sum(each.slots.queued for each in engines),
+            ),
             requests=self._requests(),
             peers=len(server.links),
             addresses=list(self._announcer.node.addresses),
@@ -208,16 +226,28 @@ def _clock_status(offset_ns: int | None) -> ClockStatus:
     return ClockStatus(offset_ns // 1_000_000, ok=abs(offset_ns) <= limits.CLOCK_SKEW_NS_MAX)
 
 
-def _engine_status(server: HostServer) -> EngineStatus:
-    engine = server.engine
-    models = engine.models
+_NO_ENGINE = EngineStatus(
+    "none", None, "failed", None, 0, NO_ENGINE, name="", model_ids=[], slots=SlotsStatus(0, 0, 0)
+)
+
+
+def engine_status(member: HostMember) -> EngineStatus:
+    """Return one engine as the owner sees it."""
+    engine, queue = member.engine, member.queue
+    model_ids = [str(model.model_id) for model in engine.models]
+    detail = f"{member.note}; {engine.detail}" if member.note else engine.detail
+    if member.is_leaving:
+        detail = f"leaving; {len(member.requests)} requests are being finished"
     return EngineStatus(
-        kind=server.config.engine.kind,
-        model_id=models[0].model_id if models else server.config.engine.model_id,
-        state=engine.state.value,
+        kind=member.hosted.spec.kind,
+        model_id=model_ids[0] if model_ids else member.hosted.spec.model_id,
+        state="leaving" if member.is_leaving else engine.state.value,
         pid=engine.pid,
         restarts=engine.restarts,
-        detail=engine.detail,
+        detail=detail,
+        name=member.name,
+        model_ids=model_ids,
+        slots=SlotsStatus(queue.slots, queue.busy, queue.waiting),
     )
 
 

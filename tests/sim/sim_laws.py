@@ -79,7 +79,7 @@ class Laws:
                 require(unpaid <= most, f"{unpaid} unpaid at {host.name}, at most {most}")
 
     def _dealings_at(self, host: HostProcess, paid_micros: int) -> Dealings:
-        return Dealings((), self.world.quote_of(host), paid_micros, host.config.slots)
+        return Dealings((), self.world.quote_of(host), paid_micros, host.config.engines[0].slots)
 
     def _gateway_is_right(self, gateway: GatewayProcess) -> None:
         if gateway.core is None:
@@ -118,7 +118,7 @@ class Laws:
             return
         known = gateway.process.core.table.get(deal.host)
         require(known is None or not known.is_banned, "a request goes to a banned host")
-        prices = self.world.hosts_by_peer[deal.host].process.config.prices
+        prices = self.world.hosts_by_peer[deal.host].process.config.engines[0].prices
         require(
             deal.quote.price_out_micros_per_mtok <= prices.out_micros_per_mtok
             and deal.quote.price_in_micros_per_mtok <= prices.in_micros_per_mtok,
@@ -236,7 +236,7 @@ class Laws:
             deals,
             world.quote_of(host.process),
             sum(each.arrived_micros for each in promises),
-            host.process.config.slots,
+            host.process.config.engines[0].slots,
             host.process.crashes_count,
             gateway.process.crashes_count,
         )

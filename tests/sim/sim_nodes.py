@@ -25,7 +25,7 @@ from peer.gateway.journal import open_journal
 from peer.gateway.parts import Core, Parts, connect, make_core
 from peer.gateway.routing import Policy
 from peer.gateway.wallet import Wallet
-from peer.host.config import EngineTimeouts, FakeSpec, HostConfig, Prices, Ready
+from peer.host.config import EngineTimeouts, FakeSpec, HostConfig, HostedEngine, Prices, Ready
 from peer.host.engines.api import EngineCall, EngineSink
 from peer.host.engines.fake import FakeEngine
 from peer.host.logbook import Logbook
@@ -224,9 +224,7 @@ class HostProcess(Process):
             data_dir=self.directory,
             network=grounds.info,
             listen=(),
-            engine=spec,
-            prices=prices,
-            slots=4,
+            engines=(HostedEngine(spec=spec, prices=prices, slots=4),),
             timeouts=EngineTimeouts(token_s=HANG_S),
             control_socket=self.directory / "c",
         )
@@ -243,7 +241,7 @@ class HostProcess(Process):
             run_work=self.disk,
             rng=Random(self.rng.getrandbits(64)),
             settlement_transport=self.grounds.settlement,
-            engine=self.engine,
+            make_engine=lambda hosted: self.engine,
         )
         clock = self.grounds.network.wall_clock
         host = _Host(self.config, self.key, clock, tools=tools, logbook=Logbook())

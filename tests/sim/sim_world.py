@@ -270,7 +270,7 @@ class World:
 
     def quote_of(self, process: HostProcess) -> Quote:
         """Return a host's prices as an honest quote has them."""
-        prices = process.config.prices
+        prices = process.config.engines[0].prices
         return Quote(
             network_id=NETWORK_ID,
             quote_id=QuoteId(bytes(16)),

@@ -37,7 +37,7 @@ from peer.gateway.parts import Core, connect, make_core, monotonic_ns
 from peer.gateway.routing import Policy
 from peer.gateway.wallet import Wallet
 from peer.group_commit import run_inline
-from peer.host.config import FakeSpec, HostConfig, Prices
+from peer.host.config import FakeSpec, HostConfig, HostedEngine, Prices
 from peer.host.engines.fake import FakeEngine
 from peer.host.main import HostTools, run_host
 from peer.settlement_client import (
@@ -217,15 +217,14 @@ async def start_host(
         data_dir=directory / name,
         network=NetworkInfo(NETWORK_ID, ROOT.public, "http://settlement", ()),
         listen=(),
-        engine=SPEC,
-        prices=PRICES,
+        engines=(HostedEngine(spec=SPEC, prices=PRICES),),
         control_socket=directory / f"{name}.sock",
     )
     tools = HostTools(
         run_work=run_inline,
         rng=Random(rng.getrandbits(32)),
         settlement_transport=settlement,
-        engine=engine,
+        make_engine=lambda hosted: engine,
     )
     found: list[PeerId] = []
     is_ready, over, scope = trio.Event(), trio.Event(), trio.CancelScope()

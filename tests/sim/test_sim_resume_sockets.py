@@ -35,7 +35,7 @@ from peer.gateway.journal import open_journal
 from peer.gateway.parts import Core, connect, make_core
 from peer.gateway.routing import Policy
 from peer.gateway.wallet import Wallet
-from peer.host.config import FakeSpec, HostConfig
+from peer.host.config import FakeSpec, HostConfig, HostedEngine
 from peer.host.engines.fake import FakeEngine
 from peer.host.main import HostTools, run_host
 
@@ -199,14 +199,15 @@ async def open_world(directory: Path) -> AsyncIterator[World]:
                     data_dir=directory / "host",
                     network=NetworkInfo(NETWORK_ID, ROOT.public, "http://settlement", ()),
                     listen=LISTEN,
-                    engine=SPEC,
-                    prices=PRICES,
+                    engines=(HostedEngine(spec=SPEC, prices=PRICES),),
                     control_socket=directory / "host.sock",
                 ),
                 clock=system_clock,
                 open_node=open_host_node,
                 ready=lambda ready: is_ready.set(),
-                tools=HostTools(settlement_transport=settlement, engine=FakeEngine(SPEC)),
+                tools=HostTools(
+                    settlement_transport=settlement, make_engine=lambda hosted: FakeEngine(SPEC)
+                ),
             )
 
         nursery.start_soon(run)

@@ -46,7 +46,7 @@ from p2p.session.events import ErrorInfo, OutgoingRequest
 from p2p.signing import SecretKey, Signed, seal, sealed, unseal
 from p2p.testing import MemoryNetwork, MemoryNode
 from p2p.types import NO_ALLOWANCE, AllowanceId, PeerId, QuoteId, RequestId
-from peer.host.config import EngineTimeouts, FakeSpec, HostConfig, Prices, Ready
+from peer.host.config import EngineTimeouts, FakeSpec, HostConfig, HostedEngine, Prices, Ready
 from peer.host.engines.fake import FakeEngine
 from peer.host.main import HostTools, run_host
 
@@ -373,11 +373,21 @@ class World:
     node: MemoryNode | None = None
     gateway: TestGateway | None = None
     ready: Ready | None = None
+    engines: dict[str, FakeEngine] = field(default_factory=dict)
+    make_engine_now: Callable[[HostedEngine], FakeEngine] | None = None
     disk: Disk = field(default_factory=Disk)
     host_scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     host_over: trio.Event = field(default_factory=trio.Event)
 
+    def make_engine(self, hosted: HostedEngine) -> FakeEngine:
+        """The first is ``engine``, unless another one is loaded in its place."""
+        if hosted == self.config.engines[0]:
+            return self.engine
+        engine = self.engines[hosted.name] = FakeEngine(hosted.spec, idle_s=20)
+        return engine
+
     async def start_host(self) -> None:
+        self.make_engine_now = self.make_engine_now or self.make_engine
         is_ready = trio.Event()
 
         def ready(value: Ready) -> None:
@@ -388,7 +398,7 @@ class World:
             run_work=self.disk,
             rng=Random(3),
             settlement_transport=self.settlement,
-            engine=self.engine,
+            make_engine=lambda hosted: self.make_engine_now(hosted),
         )
         self.host_scope = trio.CancelScope()
         over = self.host_over = trio.Event()
@@ -447,11 +457,8 @@ async def open_world(
         data_dir=tmp_path / "host",
         network=NetworkInfo(NETWORK_ID, ROOT.public, "http://settlement", (BOOTSTRAP,)),
         listen=(),
-        engine=spec,
-        prices=prices,
+        engines=(HostedEngine(spec=spec, prices=prices, slots=slots, queue_max=queue_max),),
         control_socket=tmp_path / "control.sock",
-        slots=slots,
-        queue_max=queue_max,
         enrol_code=enrol_code,
         timeouts=EngineTimeouts(head_s=30, token_s=20),
     )

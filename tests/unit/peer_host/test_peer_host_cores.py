@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from settlement_stub import NETWORK_ID, ROOT
 
 from p2p import limits
 from p2p.errors import ErrorCode
+from p2p.network import NetworkInfo
 from p2p.receipts.messages import QUOTE
 from p2p.signing import SecretKey, unseal
 from p2p.types import Feature, ModelId, NetworkId, QuoteId
@@ -20,7 +22,7 @@ from peer.host.admission import (
     refusal_of_state,
     retry_after_ms,
 )
-from peer.host.config import HostConfig, LlamacppSpec, OpenAiSpec, Prices
+from peer.host.config import FakeSpec, HostConfig, HostedEngine, LlamacppSpec, OpenAiSpec, Prices
 from peer.host.engines.api import EngineModel
 from peer.host.engines.launch import BACKOFF_S_MAX, STEADY_S, Backoff
 from peer.host.pricing import QuoteBook, find_offered, offer_model
@@ -165,4 +167,15 @@ def test_config_refuses_what_makes_no_sense(tmp_path) -> None:
         LlamacppSpec(model=tmp_path, model_id=ModelId("m"), context_tokens=1)
     with pytest.raises(ValueError, match="price out"):
         Prices(in_micros_per_mtok=0, cached_micros_per_mtok=0, out_micros_per_mtok=-1)
-    assert HostConfig.__dataclass_fields__["slots"].default == 4
+    terms = {"spec": FakeSpec(), "prices": PRICES}
+    assert HostedEngine(**terms).slots == 4
+    with pytest.raises(ValueError, match="named"):
+        HostedEngine(name="../main", **terms)
+    with pytest.raises(ValueError, match="quantization"):
+        HostedEngine(quantization="tiny", **terms)
+    twice = (HostedEngine(**terms), HostedEngine(**terms))
+    network = NetworkInfo(NETWORK_ID, ROOT.public, "http://settlement", ())
+    with pytest.raises(ValueError, match="same name"):
+        HostConfig(
+            data_dir=tmp_path, network=network, listen=(), engines=twice, control_socket=tmp_path
+        )

@@ -18,7 +18,7 @@ from p2p.errors import ErrorCode
 from p2p.net import NodeConfig, open_node
 from p2p.network import NetworkInfo
 from p2p.types import FinishReason, PeerId
-from peer.host.config import HostConfig, LlamacppSpec, Ready
+from peer.host.config import HostConfig, HostedEngine, LlamacppSpec, Ready
 from peer.host.main import EngineStartError, HostTools, run_host
 
 pytestmark = [pytest.mark.engine, pytest.mark.sockets]
@@ -35,11 +35,15 @@ def host_config(tmp_path: Path, model: Path) -> HostConfig:
         data_dir=tmp_path / "host",
         network=NetworkInfo(NETWORK_ID, ROOT.public, "http://settlement", ()),
         listen=("/ip4/127.0.0.1/tcp/0",),
-        engine=LlamacppSpec(model=model, model_id=SMOLLM2, context_tokens=1024),
-        prices=PRICES,
+        engines=(
+            HostedEngine(
+                spec=LlamacppSpec(model=model, model_id=SMOLLM2, context_tokens=1024),
+                prices=PRICES,
+                slots=2,
+                licence="Apache-2.0",
+            ),
+        ),
         control_socket=tmp_path / "control.sock",
-        slots=2,
-        licence="Apache-2.0",
     )
 
 

@@ -205,8 +205,7 @@ def test_every_setting_of_a_host_can_be_said_in_its_file(tmp_path: Path):
         data_dir=config.data_dir,
         network=NETWORK,
         listen=(),
-        engine=FakeSpec(),
-        prices=config.prices,
+        engines=(),
         control_socket=config.control_socket,
     )
     same = [
@@ -215,11 +214,14 @@ def test_every_setting_of_a_host_can_be_said_in_its_file(tmp_path: Path):
         if getattr(config, each.name) == getattr(plain, each.name)
     ]
     # What the command adds; a code works once and is no setting.
-    assert same == ["data_dir", "network", "prices", "control_socket", "enrol_code"]
-    assert dataclasses.astuple(config.prices) == (1_000_000, 500_000, 2_000_000, 7)
+    assert same == ["data_dir", "network", "control_socket", "enrol_code"]
+    (engine,) = config.engines
+    assert (engine.slots, engine.queue_max) == (3, 5)
+    assert (engine.licence, engine.quantization) == ("MIT", "int4")
+    assert dataclasses.astuple(engine.prices) == (1_000_000, 500_000, 2_000_000, 7)
     assert dataclasses.astuple(config.timeouts) == (1, 2, 3)
     assert config.region == "DE"
-    assert config.engine == LlamacppSpec(
+    assert engine.spec == LlamacppSpec(
         model=tmp_path / "m.gguf",
         model_id=ModelId("a/b"),
         template="{{ x }}",
@@ -247,12 +249,41 @@ def test_flags_win_over_the_file_and_leave_the_rest(tmp_path: Path):
     )
     flags = HostFlags(price=parse_price("3.0/4.0"), queue_max=0, model_id="x/y", relayed=True)
     config = config_of(path, flags)
-    assert dataclasses.astuple(config.prices) == (3_000_000, 3_000_000, 4_000_000, 3)
-    assert (config.queue_max, config.region, config.use_relay) == (0, "FR", True)
-    assert config.engine == OpenAiSpec(url="http://127.0.0.1:1/v1", model_id=ModelId("x/y"))
-    assert config.slots == 512
+    (engine,) = config.engines
+    assert dataclasses.astuple(engine.prices) == (3_000_000, 3_000_000, 4_000_000, 3)
+    assert (engine.queue_max, config.region, config.use_relay) == (0, "FR", True)
+    assert engine.spec == OpenAiSpec(url="http://127.0.0.1:1/v1", model_id=ModelId("x/y"))
+    assert engine.slots == 512
     other = config_of(path, HostFlags(engine=parse_engine("fake")))
-    assert other.engine == FakeSpec()
+    assert other.engines[0].spec == FakeSpec()
+
+
+def test_host_has_several_engines_each_with_slots_of_its_own(tmp_path: Path):
+    text = """
+        [host]
+        network = "join.json"
+        queue = 7
+        [[engine]]
+        kind = "fake"
+        slots = 2
+        [[engine]]
+        kind = "openai"
+        url = "http://127.0.0.1:1/v1"
+        name = "big"
+        queue = 0
+        [[engine]]
+        kind = "fake"
+        """
+    engines = config_of(written(tmp_path, text)).engines
+    assert [(each.name, each.slots, each.queue_max) for each in engines] == [
+        ("main", 2, 7),
+        ("big", 512, 0),
+        ("engine-3", 4, 7),
+    ]
+    for name, words in (("main", "two engines"), ("../x", "lower-case")):
+        with pytest.raises(Problem, match=r"engine\[1\]\.name") as caught:
+            config_of(written(tmp_path, text.replace('"big"', f'"{name}"')))
+        assert words in caught.value.format_message()
 
 
 def test_api_key_of_an_engine_lies_in_a_private_file(tmp_path: Path):
@@ -273,7 +304,7 @@ def test_api_key_of_an_engine_lies_in_a_private_file(tmp_path: Path):
     with pytest.raises(Exception, match="chmod 600"):
         config_of(path)
     key.chmod(0o600)
-    engine = config_of(path).engine
+    engine = config_of(path).engines[0].spec
     assert isinstance(engine, OpenAiSpec)
     assert engine.api_key == "secret"
 

@@ -1,0 +1,113 @@
+"""The control API's routes for engines: load, unload, swap.
+
+They begin what takes long, and answer at once; the status shows the rest.
+"""
+
+from typing import Annotated
+
+import msgspec
+
+from peer.host.config import HostedEngine
+from peer.host.config_values import ConfigValueError, hosted_engine, hosted_values
+from peer.host.control_routes import ControlError, Routes, read_body
+from peer.host.engines.fleet import DRAIN_S, DRAIN_S_MAX, Fleet, FleetRefusal
+from peer.host.request import ServedRequest
+from peer.host.serve import HostMember
+from peer.host.status import engine_status
+from peer.http.messages import HttpRequest
+
+_STATUSES = {
+    FleetRefusal.TAKEN: 409,
+    FleetRefusal.UNKNOWN: 404,
+    FleetRefusal.FULL: 409,
+    FleetRefusal.LEAVING: 409,
+}
+
+
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=DRAIN_S_MAX)]
+
+
+class LoadBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What ``POST /v1/engines`` takes.
+
+    Attributes:
+        engine: As ``config_values.hosted_engine`` takes it.
+    """
+
+    engine: dict[str, object]
+
+
+class SwapBody(LoadBody, forbid_unknown_fields=True):
+    """What ``POST /v1/engines/swap`` takes; the engine's name says whose place it is."""
+
+    drain_s: Seconds = DRAIN_S
+
+
+class UnloadBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What ``POST /v1/engines/unload`` takes.
+
+    Attributes:
+        drain_s: How long open requests may go on; 0 ends them at once.
+    """
+
+    name: str
+    drain_s: Seconds = DRAIN_S
+
+
+class EngineControl:
+    """Answers the owner about engines."""
+
+    def __init__(self, fleet: Fleet[ServedRequest]) -> None:
+        self._fleet = fleet
+
+    def routes(self) -> Routes:
+        """Return what this module answers."""
+        return {
+            ("GET", "/v1/engines"): self._list,
+            ("POST", "/v1/engines"): self._load,
+            ("POST", "/v1/engines/unload"): self._unload,
+            ("POST", "/v1/engines/swap"): self._swap,
+        }
+
+    def _list(self, request: HttpRequest) -> object:
+        members = self._fleet.members.values()
+        engines = [
+            {"status": engine_status(member), "engine": shown_values(member.hosted)}
+            for member in members
+        ]
+        return {"engines": engines}
+
+    def _load(self, request: HttpRequest) -> object:
+        body = read_body(request, LoadBody)
+        return _answer(self._fleet.load(_read_engine(body)))
+
+    def _swap(self, request: HttpRequest) -> object:
+        body = read_body(request, SwapBody)
+        return _answer(self._fleet.swap(_read_engine(body), drain_s=body.drain_s))
+
+    def _unload(self, request: HttpRequest) -> object:
+        body = read_body(request, UnloadBody)
+        return _answer(self._fleet.unload(body.name, drain_s=body.drain_s))
+
+
+def shown_values(hosted: HostedEngine) -> dict[str, object]:
+    """Return an engine's values without its secrets."""
+    values = hosted_values(hosted)
+    spec = values["spec"]
+    assert isinstance(spec, dict)
+    if spec.get("api_key"):
+        spec["api_key"] = "set"
+    return values
+
+
+def _read_engine(body: LoadBody) -> HostedEngine:
+    try:
+        return hosted_engine(body.engine)
+    except ConfigValueError as error:
+        raise ControlError(400, str(error), param="engine") from error
+
+
+def _answer(outcome: HostMember | FleetRefusal) -> object:
+    if isinstance(outcome, FleetRefusal):
+        raise ControlError(_STATUSES[outcome], outcome.value, param="name")
+    return {"ok": True, "engine": engine_status(outcome)}
