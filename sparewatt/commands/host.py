@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from sparewatt.commands.common import DATA_VARIABLE, default_data_dir, example
 from sparewatt.commands.daemons import code_option, read_code, ready_fields, verbose_option
+from sparewatt.commands.host_challenge import challenge_command
 from sparewatt.commands.host_doctor import doctor_command
 from sparewatt.commands.host_service import service_group
 from sparewatt.daemon import explained, ready_writer, run_daemon, set_up_log
@@ -167,6 +168,7 @@ def host_command(context: click.Context, **options: Unpack[HostOptions]) -> None
 
 host_command.add_command(doctor_command)
 host_command.add_command(service_group)
+host_command.add_command(challenge_command)
 
 
 def _serve(options: HostOptions) -> None:

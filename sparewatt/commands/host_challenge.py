@@ -1,0 +1,130 @@
+"""``sparewatt host challenge``: put this machine to the test that settlement would."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from random import SystemRandom
+from typing import TYPE_CHECKING
+
+import click
+
+from sparewatt.commands.common import example
+from sparewatt.daemon import explained
+from sparewatt.problems import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from peer.host.challenge.local import Claim, LocalResult
+    from peer.host.challenge.prover import Runtime
+
+GIB = 2**30
+CPU_SHARE = 0.5  # of what is free, so that the machine stays usable
+
+
+@click.command(
+    "challenge",
+    epilog=example(
+        "sparewatt host challenge",
+        "sparewatt host challenge --python ~/vllm/bin/python",
+        "sparewatt host challenge --cpu --memory 4",
+    ),
+)
+@click.option(
+    "--memory",
+    "memory_gib",
+    metavar="GIB",
+    type=click.FloatRange(0.016, 1024),
+    help="How much to claim; 90 % of it is filled.  [default: all of a GPU's memory; half of what "
+    "is free of the processor's]",
+)
+@click.option("--cpu", is_flag=True, help="Test the processor, although there is a GPU.")
+@click.option(
+    "--python",
+    metavar="FILE",
+    help="For GPUs: the Python of an environment that has PyTorch with CUDA, such as vLLM's.  "
+    "[default: this one]",
+)
+def challenge_command(memory_gib: float | None, python: str | None, *, cpu: bool) -> None:
+    """Test how much memory there is, and how fast it is.
+
+    Fills 90 % of the claimed memory with data that can't be made again faster than kept, shows
+    samples of it, and measures the speed of copying memory and of multiplying matrices. Stop the
+    host first: its engine holds the memory. Exit status 0 only if all fits.
+    """
+    import trio
+
+    from peer.host.challenge.local import run_local
+
+    works = True
+    for claim, runtime in _claims(memory_gib, python, cpu=cpu):
+        with explained(), _progress(f"{claim.name}: {claim.memory_bytes / GIB:.1f} GiB") as tell:
+
+            async def run(
+                claim: "Claim" = claim,
+                runtime: "Runtime" = runtime,
+                tell: "Callable[[float], None]" = tell,
+            ) -> "LocalResult":
+                return await run_local(claim, runtime, rng=SystemRandom(), on_progress=tell)
+
+            result = trio.run(run)
+        _print(claim, result)
+        works = works and not result.problems
+    if not works:
+        raise SystemExit(1)
+
+
+def _claims(
+    memory_gib: float | None, python: str | None, *, cpu: bool
+) -> "Iterator[tuple[Claim, Runtime]]":
+    """Yield what to test and with which Python: each GPU in turn, or the processor."""
+    import psutil
+
+    from p2p.puzzle import MEMORY_BYTES_MIN
+    from peer.host.challenge.local import Claim
+    from peer.host.challenge.prover import Runtime
+    from peer.host.hardware import find_gpus, read_hardware
+
+    claimed_bytes = int(memory_gib * GIB) if memory_gib else 0
+    search = find_gpus()
+    if search.gpus and not cpu:
+        for gpu in search.gpus:
+            claim = Claim(gpu.name, claimed_bytes or gpu.memory_bytes, is_gpu=True)
+            yield claim, Runtime(python or sys.executable, "torch", gpu.uuid)
+        return
+    if not cpu:
+        click.echo(f"No GPU: {search.reason}. Testing the processor.", err=True)
+    free_bytes = int(psutil.virtual_memory().available * CPU_SHARE)
+    memory_bytes = claimed_bytes or free_bytes
+    if memory_bytes < MEMORY_BYTES_MIN:
+        raise Problem(
+            f"only {memory_bytes} bytes of memory are free to be tested",
+            "stop what uses memory, or claim some with --memory",
+        )
+    yield Claim(read_hardware().name, memory_bytes), Runtime(python or sys.executable)
+
+
+@contextmanager
+def _progress(title: str) -> "Iterator[Callable[[float], None]]":
+    """Show a bar on a terminal; nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=1.0)
+        yield lambda share: bar.update(task, completed=share)
+
+
+def _print(claim: "Claim", result: "LocalResult") -> None:
+    solved, speeds = result.solved, result.solved.speeds
+    shown = f"{result.proven_bytes / GIB:.2f} GiB of {claim.memory_bytes / GIB:.2f} GiB"
+    click.echo(claim.name)
+    click.echo(f"  memory filled and shown  {shown} in {solved.fill_s:.1f} s")
+    click.echo(f"  copying memory           {speeds.copy_gb_per_s:.1f} GB/s")
+    click.echo(f"  multiplying matrices     {speeds.matmul_tflops:.2f} TFLOPs")
+    for problem in result.problems:
+        click.echo(f"  ✗ {problem}")
+    if not result.problems:
+        known = "all as its maker says" if result.is_compared else "speeds not compared: no figures"
+        click.echo(f"  ✓ {known}")
