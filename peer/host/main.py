@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random, SystemRandom
-from typing import assert_never
 
 import httpx
 import trio
@@ -19,28 +17,17 @@ from p2p.errors import SparewattError
 from p2p.keys import load_or_create_key, lock_data_directory
 from p2p.net.config import NodeConfig
 from p2p.overlay import SESSION_PROTOCOL, Node
-from p2p.paths import socket_path
 from p2p.signing import SecretKey
 from p2p.types import AllowanceId
 from peer.group_commit import Runner, run_in_thread
 from peer.host.announce import Announcer, Facts
 from peer.host.books import Books
-from peer.host.config import (
-    EngineTimeouts,
-    FakeSpec,
-    HostConfig,
-    HostedEngine,
-    LlamacppSpec,
-    OpenAiSpec,
-    Ready,
-)
+from peer.host.config import HostConfig, HostedEngine, OpenAiSpec, Ready
 from peer.host.control import ControlApi
 from peer.host.control_engines import EngineControl
 from peer.host.engines.api import Engine
-from peer.host.engines.fake import FakeEngine
 from peer.host.engines.fleet import Fleet
-from peer.host.engines.llamacpp import LlamacppEngine
-from peer.host.engines.openai import OpenAiEngine
+from peer.host.engines.make import make_engine
 from peer.host.hardware import find_gpus, read_report, summary_of
 from peer.host.journal import Journal, open_journal
 from peer.host.logbook import Logbook
@@ -315,25 +302,3 @@ class _Host:
 
     def _make_engine(self, hosted: HostedEngine) -> Engine:
         return make_engine(hosted, self._loop, self._config.data_dir, self._config.timeouts)
-
-
-def make_engine(
-    hosted: HostedEngine, loop: Loop, data_dir: Path, timeouts: EngineTimeouts
-) -> Engine:
-    """Return an engine of a host; nothing runs yet."""
-    match hosted.spec:
-        case LlamacppSpec() as spec:
-            return LlamacppEngine(
-                spec,
-                loop,
-                slots=hosted.slots,
-                socket=socket_path(data_dir, f"engine-{hosted.name}.sock"),
-                log_path=data_dir / f"engine-{hosted.name}.log",
-                timeouts=timeouts,
-            )
-        case OpenAiSpec() as spec:
-            return OpenAiEngine(spec, loop, timeouts=timeouts)
-        case FakeSpec() as spec:
-            return FakeEngine(spec, idle_s=timeouts.token_s)
-        case _:
-            assert_never(hosted.spec)

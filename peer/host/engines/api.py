@@ -54,6 +54,28 @@ class EngineModel:
     template_sha256: bytes = b""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLoad:
+    """How busy an engine says it is, from its own metrics.
+
+    Attributes:
+        running: Requests that it works on.
+        waiting: Requests that wait inside it.
+        kv_used_percent: How much of the memory for contexts is in use; None if it does not say.
+        prompt_tokens_total: Prompt tokens since its start.
+        completion_tokens_total: Tokens that it generated since its start.
+        preemptions_total: Requests that it had to put aside for lack of memory; None if it does
+            not say.
+    """
+
+    running: int
+    waiting: int
+    kv_used_percent: float | None = None
+    prompt_tokens_total: int = 0
+    completion_tokens_total: int = 0
+    preemptions_total: int | None = None
+
+
 class EngineSink(Protocol):
     """Takes one answer. Nothing is called after ``ended``, ``failed`` or the call's ``abort``."""
 
@@ -98,6 +120,14 @@ class Engine(Protocol):
     @property
     def detail(self) -> str:
         """One sentence on the state, for the owner."""
+
+    @property
+    def loaded_percent(self) -> int:
+        """How far it is with loading; 100 when it is ready."""
+
+    @property
+    def load(self) -> EngineLoad | None:
+        """How busy it says it is, a few seconds old; None if it does not say."""
 
     @property
     def pid(self) -> int | None:

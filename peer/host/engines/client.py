@@ -8,6 +8,7 @@ import msgspec
 from p2p.errors import ErrorCode
 from peer.host.config import EngineTimeouts
 from peer.host.engines.api import EngineCall, EngineFailure, EngineSink, PromptCounted
+from peer.host.engines.recipe import Answer
 from peer.http.client import EngineClient
 from peer.http.errors import EngineError, EngineErrorKind
 from peer.http.limits import ClientLimits
@@ -16,9 +17,11 @@ from peer.http.messages import Headers
 from peer.http.target import EngineTarget
 
 ERROR_BODY_BYTES_MAX = 64 * 1024
-COUNT_BODY_BYTES_MAX = 64 * 1024
+SMALL_BODY_BYTES_MAX = 1024 * 1024  # vLLM's metrics have 64 KiB for one model
 SMALL_ANSWER_S_MAX = 5.0  # a count is a matter of milliseconds; an estimate serves as well
 _SERVER_ERROR_MIN = 500
+
+Answered = Callable[[Answer | None], None]
 
 _FAILURES = {
     EngineErrorKind.UNREACHABLE: (ErrorCode.ENGINE_FAILED, "the engine can't be reached"),
@@ -91,14 +94,19 @@ class HttpEngineClient:
 
     def count_prompt(self, body: bytes, counted: PromptCounted) -> None:
         """Count the prompt's tokens, with the engine's help if it has any to give."""
-        if not self._count_path:
-            counted(None)
-            return
-        self._ask_once("POST", self._count_path, body, _SmallAnswer(counted, self._small))
 
-    def ask_health(self, answered: PromptCounted) -> None:
-        """Ask whether the engine is alive; calls back within ``SMALL_ANSWER_S_MAX``, None: no."""
-        self._ask_once("GET", "/health", b"", _SmallAnswer(answered, self._small, parse=len))
+        def take(answer: Answer | None) -> None:
+            is_ok = answer is not None and answer.status == HTTPStatus.OK
+            counted(parse_count(answer.body) if answer is not None and is_ok else None)
+
+        if self._count_path:
+            self._ask_once("POST", self._count_path, body, _SmallAnswer(take, self._small))
+        else:
+            counted(None)
+
+    def ask(self, path: str, answered: Answered) -> None:
+        """Get something small; calls back within ``SMALL_ANSWER_S_MAX``, None: nobody answered."""
+        self._ask_once("GET", path, b"", _SmallAnswer(answered, self._small))
 
     def _ask_once(self, method: str, path: str, body: bytes, answer: "_SmallAnswer") -> None:
         self._small[answer] = None
@@ -206,16 +214,9 @@ class _Answer:
 class _SmallAnswer:
     """The answer to a small question; whatever goes wrong means that the engine could not say."""
 
-    def __init__(
-        self,
-        answered: PromptCounted,
-        others: dict["_SmallAnswer", None],
-        *,
-        parse: Callable[[bytes], int | None] | None = None,
-    ) -> None:
+    def __init__(self, answered: Answered, others: dict["_SmallAnswer", None]) -> None:
         self._answered = answered
         self._others = others
-        self._parse = parse or parse_count
         self._status = 0
         self._body = bytearray()
         self.timer: Timer | None = None
@@ -225,12 +226,11 @@ class _SmallAnswer:
         self._status = status
 
     def on_body(self, data: bytes) -> None:
-        if len(self._body) < COUNT_BODY_BYTES_MAX:
+        if len(self._body) < SMALL_BODY_BYTES_MAX:
             self._body += data
 
     def on_end(self) -> None:
-        is_ok = self._status == HTTPStatus.OK
-        self._finish(self._parse(bytes(self._body)) if is_ok else None)
+        self._finish(Answer(self._status, bytes(self._body)))
 
     def on_error(self, error: EngineError) -> None:
         self._finish(None)
@@ -241,12 +241,12 @@ class _SmallAnswer:
             self.call.abort()
         self._finish(None)
 
-    def _finish(self, count: int | None) -> None:
+    def _finish(self, answer: Answer | None) -> None:
         if self.timer is not None:
             self.timer.cancel()
         if self in self._others:
             del self._others[self]
-            self._answered(count)
+            self._answered(answer)
 
 
 def parse_count(body: bytes) -> int | None:

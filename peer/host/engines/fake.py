@@ -15,6 +15,7 @@ from peer.host.config import FakeSpec
 from peer.host.engines.api import (
     EngineCall,
     EngineFailure,
+    EngineLoad,
     EngineModel,
     EngineSink,
     EngineState,
@@ -65,6 +66,8 @@ class FakeEngine:
     detail: str = "a fake engine"
     pid: int | None = None
     restarts: int = 0
+    loaded_percent: int = 100
+    load: EngineLoad | None = None
     parameter_table: str = "openai"
     started: int = 0
     aborted: int = 0

@@ -1,8 +1,6 @@
-"""How a llama.cpp child is started and when it is started again. A core: values only."""
+"""What a llama.cpp child is told and says, and when a child is started again. A core."""
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
@@ -13,6 +11,7 @@ BACKOFF_S_MAX = 30.0
 STEADY_S = 60.0  # a child that served so long starts again at once
 SSE_PING_S = 2  # also bounds how long the server notices a client that went away
 CHILD_MODULE = "peer.host.engines.llamacpp_server"
+REPORT_MARK = "SPAREWATT-REPORT "
 
 
 class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +32,7 @@ class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChildReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The one line that the child writes when it is ready or has failed.
+    """The one line of its log that the child writes when it is ready or has failed.
 
     Attributes:
         error: Empty if it is ready.
@@ -46,9 +45,19 @@ class ChildReport(msgspec.Struct, frozen=True, kw_only=True):
     weights_sha256: str = ""
 
 
-def child_command(options: ChildOptions) -> list[str]:
-    """Return the command line of a child."""
-    return [sys.executable, "-m", CHILD_MODULE, msgspec.json.encode(options).decode()]
+def report_line(report: ChildReport) -> str:
+    """Return the line; what stood before it in the log may lack its end."""
+    return f"\n{REPORT_MARK}{msgspec.json.encode(report).decode()}\n"
+
+
+def parse_report(line: str) -> ChildReport | None:
+    """Return the report in a line of the log, or None if it is another line."""
+    if not line.startswith(REPORT_MARK):
+        return None
+    try:
+        return msgspec.json.decode(line.removeprefix(REPORT_MARK), type=ChildReport)
+    except msgspec.DecodeError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +75,3 @@ class Backoff:
         if ran_s >= STEADY_S:
             return Backoff(BACKOFF_S_MIN)
         return Backoff(min(max(2 * self.wait_s, BACKOFF_S_MIN), BACKOFF_S_MAX))
-
-
-def find_problem(model: Path) -> str:
-    """Return why a file can't be a model, or an empty text."""
-    if not model.is_file():
-        return f"the model file {model} does not exist"
-    with model.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            return f"{model} is not a GGUF file"
-    return ""

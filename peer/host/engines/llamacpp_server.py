@@ -1,12 +1,8 @@
 """The llama.cpp child: ``python -m peer.host.engines.llamacpp_server OPTIONS_JSON``.
 
-It serves one model on a unix socket and writes one line on its standard output when it is ready
-or has failed (``launch.ChildReport``). It ends at once when its standard input is closed, which
-the kernel does when its parent dies however hard, and on SIGTERM, which keeps its default action:
-the server's own shutdown waits up to 30 s for open streams and has nothing to save.
-
-PR_SET_PDEATHSIG is not used: it fires when the *thread* that forked ends, and trio forks in a
-worker thread that lives for 10 s.
+It serves one model on a unix socket and writes one line to its log when it is ready or has failed
+(``launch.ChildReport``). SIGTERM keeps its default action, to end at once: the server's own
+shutdown waits up to 30 s for open streams and has nothing to save.
 """
 
 import hashlib
@@ -18,7 +14,7 @@ from pathlib import Path
 import msgspec
 import xllamacpp
 
-from peer.host.engines.launch import SSE_PING_S, ChildOptions, ChildReport
+from peer.host.engines.launch import SSE_PING_S, ChildOptions, ChildReport, report_line
 
 _HTTP_THREADS_SPARE_COUNT = 4  # beside one per slot: health checks, counts
 # A client that hangs up is noticed between two batches only: 2,048, the default, went on computing
@@ -28,15 +24,13 @@ _PREFILL_BATCH_TOKENS = 64
 
 def main() -> int:
     """Serve until the parent is gone; return the exit status."""
-    report_to = _claim_output()
     options = msgspec.json.decode(sys.argv[1], type=ChildOptions)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         parameters = _parameters(options)
         server = xllamacpp.Server(parameters)
         digest = _file_sha256(Path(options.model))
     except (RuntimeError, OSError, ValueError) as error:
-        _report(report_to, ChildReport(error=str(error)[:500] or "llama.cpp did not start"))
+        _report(ChildReport(error=str(error)[:500] or "llama.cpp did not start"))
         return 1
     ready = ChildReport(
         context_tokens=options.context_tokens,
@@ -44,8 +38,8 @@ def main() -> int:
         version=str(xllamacpp.__version__),
         weights_sha256=digest,
     )
-    _report(report_to, ready)
-    threading.Event().wait()  # until a signal or the watcher ends the process
+    _report(ready)
+    threading.Event().wait()  # until a signal ends the process
     del server
     return 0
 
@@ -65,6 +59,7 @@ def _parameters(options: ChildOptions) -> xllamacpp.CommonParams:
     parameters.cpuparams.poll = 0
     parameters.endpoint_slots = False  # it would show other clients' prompts
     parameters.endpoint_props = False
+    parameters.endpoint_metrics = True
     parameters.ui = False
     if options.template:
         parameters.chat_template = options.template
@@ -76,22 +71,8 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _claim_output() -> int:
-    """Keep standard output for the report alone; what llama.cpp prints goes to the log."""
-    mine = os.dup(1)
-    os.dup2(2, 1)
-    return mine
-
-
-def _report(descriptor: int, report: ChildReport) -> None:
-    os.write(descriptor, msgspec.json.encode(report) + b"\n")
-
-
-def _leave_with_parent() -> None:
-    """Wait until standard input ends, then end the process without ceremony."""
-    while os.read(0, 4096):
-        pass
-    os._exit(0)
+def _report(report: ChildReport) -> None:
+    os.write(1, report_line(report).encode())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from p2p.types import Feature, ModelId
 from peer.host.config import EngineTimeouts, OpenAiSpec
 from peer.host.engines.api import (
     EngineCall,
+    EngineLoad,
     EngineModel,
     EngineSink,
     EngineState,
@@ -54,6 +55,7 @@ class OpenAiEngine:
     parameter_table = "openai"
     pid: int | None = None
     restarts = 0
+    load: EngineLoad | None = None
 
     def __init__(self, spec: OpenAiSpec, loop: Loop, *, timeouts: EngineTimeouts) -> None:
         self._spec = spec
@@ -68,6 +70,11 @@ class OpenAiEngine:
         self.state = EngineState.STARTING
         self.detail = f"asking {spec.url}"
         self.models: tuple[EngineModel, ...] = ()
+
+    @property
+    def loaded_percent(self) -> int:
+        """All or nothing: how far it is is not for us to see."""
+        return 100 if self.state is EngineState.READY else 0
 
     def on_change(self, changed: Callable[[], None]) -> None:
         """Call ``changed`` whenever state or models changed."""

@@ -40,6 +40,9 @@ class ChildBounds:
     cpu_millicores_max: int = 0
 
 
+NO_BOUNDS = ChildBounds()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildPlan:
     """What to run and what it may see. Holds no secret: others can read an argv.
@@ -66,7 +69,7 @@ class ChildPlan:
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     read_only: tuple[Mount, ...] = ()
     cache_dir: Mount | None = None
-    bounds: ChildBounds = ChildBounds()
+    bounds: ChildBounds = NO_BOUNDS
     gpus: tuple[str, ...] = ()
     image: str = ""
     needs_network: bool = False

@@ -13,8 +13,10 @@ from p2p.types import ModelId
 from peer.host.config import EngineTimeouts, LlamacppSpec, OpenAiSpec
 from peer.host.engines.api import Engine, EngineFailure, EngineState
 from peer.host.engines.events import EventSplitter
-from peer.host.engines.llamacpp import LlamacppEngine
+from peer.host.engines.launcher import NativeLauncher
+from peer.host.engines.llamacpp import LlamacppRecipe
 from peer.host.engines.openai import OpenAiEngine
+from peer.host.engines.supervised import EnginePlace, SupervisedEngine
 from peer.http.exchange import Exchange
 from peer.http.loop import Loop
 from peer.http.messages import HttpRequest
@@ -214,14 +216,14 @@ async def open_http_engine(
 @asynccontextmanager
 async def open_llamacpp(
     tmp_path: Path, *, model: Path | None = None, timeouts: EngineTimeouts | None = None
-) -> AsyncIterator[LlamacppEngine]:
+) -> AsyncIterator[SupervisedEngine]:
     loop = Loop()
-    engine = LlamacppEngine(
-        LlamacppSpec(model=model or model_file(), model_id=SMOLLM2, context_tokens=512),
+    spec = LlamacppSpec(model=model or model_file(), model_id=SMOLLM2, context_tokens=512)
+    engine = SupervisedEngine(
+        LlamacppRecipe(spec),
         loop,
-        slots=2,
-        socket=tmp_path / "e.sock",
-        log_path=tmp_path / "engine.log",
+        launcher=NativeLauncher(),
+        place=EnginePlace(socket_dir=tmp_path / "sock", log_path=tmp_path / "engine.log", slots=2),
         timeouts=timeouts or EngineTimeouts(),
     )
     with trio.fail_after(60):

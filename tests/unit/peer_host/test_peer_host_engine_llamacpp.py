@@ -2,30 +2,17 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import psutil
 import pytest
 import trio
-from engine_kit import Sink, count, model_file, open_llamacpp, request_body, wait_engine, wait_state
+from engine_kit import Sink, count, open_llamacpp, request_body, wait_engine, wait_state
 
 from p2p.errors import ErrorCode
 from peer.host.config import EngineTimeouts
 from peer.host.engines.api import EngineState
 
 pytestmark = [pytest.mark.engine, pytest.mark.sockets]
-
-_PARENT = """
-import subprocess, sys, time
-from peer.host.engines.launch import ChildOptions, child_command
-options = ChildOptions(model=sys.argv[1], model_id="m", socket=sys.argv[2], template="",
-                       context_tokens=128, slots=1, threads=1)
-child = subprocess.Popen(child_command(options), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-child.stdout.readline()
-print(child.pid, flush=True)
-time.sleep(600)
-"""
 
 
 async def test_answer_is_sensible_and_its_prompt_counted_beforehand(tmp_path) -> None:
@@ -156,11 +143,3 @@ async def test_missing_file_is_said(tmp_path) -> None:
     async with open_llamacpp(tmp_path, model=tmp_path / "none.gguf") as engine:
         await wait_state(engine, EngineState.FAILED)
         assert "does not exist" in engine.detail
-
-
-def test_child_ends_with_its_parent_however_that_ends(tmp_path) -> None:
-    command = [sys.executable, "-c", _PARENT, str(model_file()), str(tmp_path / "p.sock")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
-        child = psutil.Process(int(parent.stdout.readline()))
-        parent.kill()
-    child.wait(timeout=5)

@@ -1,0 +1,58 @@
+"""From what an owner wants to the engine that does it."""
+
+from pathlib import Path
+from typing import assert_never
+
+from p2p.paths import socket_path
+from peer.host.config import EngineTimeouts, FakeSpec, HostedEngine, LlamacppSpec, OpenAiSpec
+from peer.host.engines.api import Engine
+from peer.host.engines.fake import FakeEngine
+from peer.host.engines.launcher import Launcher, NativeLauncher
+from peer.host.engines.llamacpp import LlamacppRecipe
+from peer.host.engines.openai import OpenAiEngine
+from peer.host.engines.recipe import SOCKET_NAME
+from peer.host.engines.supervised import EnginePlace, SupervisedEngine
+from peer.http.loop import Loop
+
+
+def make_engine(
+    hosted: HostedEngine,
+    loop: Loop,
+    data_dir: Path,
+    timeouts: EngineTimeouts,
+    launcher: Launcher | None = None,
+) -> Engine:
+    """Return an engine of a host; nothing runs yet.
+
+    Args:
+        hosted: What the owner wants.
+        loop: Moves the bytes.
+        data_dir: The host's; the engine's log and socket lie in it.
+        timeouts: When it counts as hung.
+        launcher: How a child is started; natively if None.
+    """
+    match hosted.spec:
+        case LlamacppSpec() as spec:
+            recipe = LlamacppRecipe(spec)
+        case OpenAiSpec() as spec:
+            return OpenAiEngine(spec, loop, timeouts=timeouts)
+        case FakeSpec() as spec:
+            return FakeEngine(spec, idle_s=timeouts.token_s)
+        case _:
+            assert_never(hosted.spec)
+    return SupervisedEngine(
+        recipe,
+        loop,
+        launcher=launcher or NativeLauncher(),
+        place=engine_place(hosted, data_dir),
+        timeouts=timeouts,
+    )
+
+
+def engine_place(hosted: HostedEngine, data_dir: Path) -> EnginePlace:
+    """Return where an engine of a host lives."""
+    return EnginePlace(
+        socket_dir=socket_path(data_dir, f"engine-{hosted.name}/{SOCKET_NAME}").parent,
+        log_path=data_dir / f"engine-{hosted.name}.log",
+        slots=hosted.slots,
+    )
