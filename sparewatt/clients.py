@@ -40,15 +40,28 @@ class JsonApi:
         """
         return self._ask("GET", path, within_s=ASK_SECONDS_MAX)
 
-    def post(self, path: str, *, within_s: float = ASK_SECONDS_MAX) -> Mapping[str, object]:
-        """Post nothing to a path and return the JSON object that comes back.
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        *,
+        within_s: float = ASK_SECONDS_MAX,
+    ) -> Mapping[str, object]:
+        """Post a JSON object, or nothing, to a path and return the one that comes back.
 
         Raises:
             AskError: If nobody answers, or with an error.
         """
-        return self._ask("POST", path, within_s=within_s)
+        return self._ask("POST", path, body, within_s=within_s)
 
-    def _ask(self, method: str, path: str, *, within_s: float) -> Mapping[str, object]:
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        *,
+        within_s: float,
+    ) -> Mapping[str, object]:
         transport = httpx.HTTPTransport(uds=str(self.socket)) if self.socket else None
         headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
         try:
@@ -59,7 +72,7 @@ class JsonApi:
                 timeout=within_s,
                 trust_env=False,
             ) as client:
-                response = client.request(method, path)
+                response = client.request(method, path, json=body)
                 parsed: object = response.json()
         except (httpx.HTTPError, ValueError) as error:
             raise AskError(f"{self.name} does not answer: {error}") from error

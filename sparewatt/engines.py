@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from p2p.keys import read_private_text
 from p2p.types import QUANTIZATIONS, ModelId
-from sparewatt.catalogue import CatalogueModel, checked_model_file, demo_model, read_catalogue
+from sparewatt.catalogue import checked_model_file, demo_model, known_by_name
 from sparewatt.host_file import path_in, place_problem, placed
 from sparewatt.host_tables import DemoTable, EngineTable, FakeTable, LlamacppTable, OpenAiTable
 from sparewatt.options import Engine, parse_engine, parse_model_id
@@ -69,8 +69,8 @@ def _llamacpp(table: LlamacppTable, path: Path, place: str) -> EngineChoice:
     model = path_in(path, table.model)
     with placed(path, f"{place}.model"):
         parse_engine(f"llamacpp={model}")
-    known = _known_by_name(model)
-    fallback_id = ModelId(known.model_id if known else model.stem)
+    found = known_by_name(model.name)
+    fallback_id = ModelId(found[0].model_id if found else model.stem)
     template = ""
     if table.template_file is not None:
         template = _text_of(table.template_file, path, f"{place}.template_file")
@@ -83,9 +83,9 @@ def _llamacpp(table: LlamacppTable, path: Path, place: str) -> EngineChoice:
     )
     return EngineChoice(
         spec,
-        licence=table.licence or (known.licence if known else UNKNOWN),
+        licence=table.licence or (found[0].licence if found else UNKNOWN),
         quantization=_quantization(table.quantization, path, place)
-        or (known.quantization if known else UNKNOWN),
+        or (found[1] if found else UNKNOWN),
     )
 
 
@@ -163,8 +163,8 @@ def offered_models(engine: Engine, *, model_id: str | None) -> tuple[str, ...]:
     if engine.kind == "demo":
         return (demo_model().model_id,)
     path = Path(engine.value)
-    known = _known_by_name(path)
-    return (known.model_id if known else path.stem,)
+    found = known_by_name(path.name)
+    return (found[0].model_id if found else path.stem,)
 
 
 def _listed_models(url: str) -> tuple[str, ...]:
@@ -175,7 +175,3 @@ def _listed_models(url: str) -> tuple[str, ...]:
     except AskError:
         return ()
     return tuple(str(entry["id"]) for entry in listed if "id" in entry)
-
-
-def _known_by_name(path: Path) -> CatalogueModel | None:
-    return next((model for model in read_catalogue() if model.file.name == path.name), None)

@@ -58,6 +58,7 @@ class HostFlags:
     region: str | None = None
     listen: tuple[str, ...] = ()
     relayed: bool = False
+    accepts_licences: bool = False
 
 
 def with_flags(file: HostFile, flags: HostFlags) -> HostFile:
@@ -71,6 +72,7 @@ def with_flags(file: HostFile, flags: HostFlags) -> HostFile:
         network=str(flags.network_file.absolute()) if flags.network_file else None,
         listen=flags.listen or None,
         relayed=flags.relayed or None,
+        accept_licences=flags.accepts_licences or None,
         region=flags.region,
         slots=flags.slots,
         queue=flags.queue_max,
@@ -140,6 +142,7 @@ def host_config(
         region=region,
         enrol_code=enrol_code,
         use_relay=file.host.relayed,
+        accepts_licences=file.host.accept_licences,
         timeouts=EngineTimeouts(
             head_s=file.timeouts.head_s,
             token_s=file.timeouts.token_s,

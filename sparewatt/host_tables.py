@@ -56,6 +56,13 @@ class HostTable(_Table, frozen=True):
     relayed: Annotated[
         bool, note("Be reachable through a relay too: behind a router that you can't open.")
     ] = False
+    accept_licences: Annotated[
+        bool,
+        note(
+            "You have read and accept the terms of each model below. If false, `sparewatt models "
+            "accept` asks for each; what is not accepted is not announced."
+        ),
+    ] = False
     region: Annotated[str, note("Two-letter country code to announce, or empty.", "DE")] = ""
     slots: Annotated[int, whole(1, 1024, "Requests that the engine works on at a time.")] | None = (
         None

@@ -177,6 +177,7 @@ class HostConfig:
         control_socket: Where the control API listens.
         enrol_code: A one-time code that joins this host to an account, or None.
         use_relay: Whether to be reachable through a relay too.
+        accepts_licences: Whether the owner accepts the terms of all that it is told to serve.
     """
 
     data_dir: Path
@@ -187,6 +188,7 @@ class HostConfig:
     region: str = ""
     enrol_code: str | None = None
     use_relay: bool = False
+    accepts_licences: bool = False
     timeouts: EngineTimeouts = EngineTimeouts()
 
     def __post_init__(self) -> None:

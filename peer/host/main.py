@@ -23,8 +23,10 @@ from peer.group_commit import Runner, run_in_thread
 from peer.host.announce import Announcer, Facts
 from peer.host.books import Books
 from peer.host.config import HostConfig, HostedEngine, OpenAiSpec, Ready
+from peer.host.consents import CONSENTS_NAME, ConsentBook
 from peer.host.control import ControlApi
 from peer.host.control_engines import EngineControl
+from peer.host.control_models import ModelControl
 from peer.host.engines.api import Engine
 from peer.host.engines.fleet import Fleet
 from peer.host.engines.make import make_engine
@@ -134,8 +136,14 @@ class _Host:
         self._tools = tools
         self._logbook = logbook
         self._loop = Loop(gather_s=ENGINE_GATHER_S)
+        self._consents = ConsentBook(
+            config.data_dir / CONSENTS_NAME, clock, accepts_all=config.accepts_licences
+        )
         self._fleet = Fleet[ServedRequest](
-            config.engines, tools.make_engine or self._make_engine, load_s=config.timeouts.load_s
+            config.engines,
+            tools.make_engine or self._make_engine,
+            load_s=config.timeouts.load_s,
+            gate=self._consents,
         )
 
     async def run(
@@ -298,6 +306,7 @@ class _Host:
         )
         # What a part of the host adds.
         control.add(EngineControl(self._fleet).routes())
+        control.add(ModelControl(self._consents, self._fleet).routes())
         return control
 
     def _make_engine(self, hosted: HostedEngine) -> Engine:

@@ -235,16 +235,13 @@ def engine_status(member: HostMember) -> EngineStatus:
     """Return one engine as the owner sees it."""
     engine, queue = member.engine, member.queue
     model_ids = [str(model.model_id) for model in engine.models]
-    detail = f"{member.note}; {engine.detail}" if member.note else engine.detail
-    if member.is_leaving:
-        detail = f"leaving; {len(member.requests)} requests are being finished"
     return EngineStatus(
         kind=member.hosted.spec.kind,
         model_id=model_ids[0] if model_ids else member.hosted.spec.model_id,
         state="leaving" if member.is_leaving else engine.state.value,
         pid=engine.pid,
         restarts=engine.restarts,
-        detail=detail,
+        detail=member.detail,
         name=member.name,
         model_ids=model_ids,
         slots=SlotsStatus(queue.slots, queue.busy, queue.waiting),

@@ -50,6 +50,7 @@ class HostOptions(TypedDict):
     region: str | None
     listen: tuple[str, ...]
     relayed: bool
+    accept_licences: bool
     enrol_code_file: Path | None
     verbose: bool
 
@@ -146,6 +147,12 @@ class HostOptions(TypedDict):
     help="Where to listen; repeat for several addresses.",
 )
 @click.option("--relayed", is_flag=True, help="Be reachable through a relay too.")
+@click.option(
+    "--accept-licences",
+    is_flag=True,
+    help="You have read and accept the terms of each model that this host is told to serve; "
+    "without it, see `sparewatt models accept`.",
+)
 @code_option
 @verbose_option
 @click.pass_context
@@ -205,6 +212,7 @@ def _config(options: HostOptions) -> "HostConfig":
         region=options["region"],
         listen=options["listen"],
         relayed=options["relayed"],
+        accepts_licences=options["accept_licences"],
     )
     return host_config(
         with_flags(file, flags),

@@ -1,4 +1,4 @@
-"""``sparewatt models``: what is known by name, and what a gateway can get."""
+"""``sparewatt models``: what is known by name and on offer, its files, and its terms."""
 
 import json
 import os
@@ -8,8 +8,26 @@ import click
 
 from sparewatt.commands.common import default_data_dir, example
 
+host_option = click.option(
+    "--host",
+    "host_dir",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=lambda: default_data_dir("host"),
+    show_default="the host's",
+    help="The data directory of the host that serves it.",
+)
 
-@click.command("models", epilog=example("sparewatt models", "sparewatt models --data DIR --json"))
+
+@click.group(
+    "models",
+    invoke_without_command=True,
+    epilog=example(
+        "sparewatt models",
+        "sparewatt models show Qwen/Qwen3-8B",
+        "sparewatt models accept meta-llama/Llama-3.1-8B-Instruct",
+    ),
+)
 @click.option(
     "--data",
     "data_dir",
@@ -21,31 +39,92 @@ from sparewatt.commands.common import default_data_dir, example
     "the gateway that OPENAI_BASE_URL and OPENAI_API_KEY name.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def models_command(data_dir: Path, *, as_json: bool) -> None:
-    """Show the models of the catalogue, and what hosts offer now."""
-    from sparewatt.catalogue import find_model_file, read_catalogue
+@click.pass_context
+def models_command(context: click.Context, data_dir: Path, *, as_json: bool) -> None:
+    """Show models, fetch their files, accept their terms."""
+    if context.invoked_subcommand is None:
+        _list(data_dir, as_json=as_json)
 
-    catalogue = [
-        {
-            "id": model.model_id,
-            "title": model.title,
-            "licence": model.licence,
-            "attribution": model.attribution,
-            "quantization": model.quantization,
-            "context_tokens": model.context_tokens,
-            "installed": find_model_file(model) is not None,
-        }
-        for model in read_catalogue()
-    ]
+
+@models_command.command("list", epilog=example("sparewatt models list --memory 24"))
+@click.option(
+    "--memory",
+    "memory_gib",
+    type=click.FloatRange(0, 1024**2),
+    help="GiB of a device: say what fits into it.",
+)
+@click.option(
+    "--context",
+    "context_tokens",
+    type=click.IntRange(64, 2**24),
+    default=8192,
+    show_default=True,
+    help="Tokens of prompt and answer together.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_command(memory_gib: float | None, context_tokens: int, *, as_json: bool) -> None:
+    """Show each model of the catalogue with its sizes."""
+    from sparewatt.model_views import catalogue_rows, print_rows
+
+    memory_bytes = None if memory_gib is None else int(memory_gib * 1024**3)
+    rows = catalogue_rows(memory_bytes, context_tokens)
+    if as_json:
+        click.echo(json.dumps({"catalogue": rows}))
+    else:
+        print_rows(rows)
+
+
+@models_command.command("show", epilog=example("sparewatt models show Qwen/Qwen3-8B"))
+@click.argument("model_id", metavar="ID")
+@host_option
+def show_command(model_id: str, host_dir: Path) -> None:
+    """Show a model: its sizes, where copies come from, its terms."""
+    from sparewatt.model_terms import open_terms
+    from sparewatt.model_views import describe
+
+    with open_terms(host_dir) as terms:
+        shown = terms.show(model_id, None)
+    click.echo(describe(model_id))
+    click.echo(shown.statement)
+    click.echo("Accepted." if shown.is_accepted else "Not accepted.")
+
+
+@models_command.command(
+    "accept", epilog=example("sparewatt models accept meta-llama/Llama-3.1-8B-Instruct")
+)
+@click.argument("model_id", metavar="ID")
+@host_option
+@click.option("--licence", metavar="NAME", help="Its licence, if the catalogue does not know it.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def accept_command(model_id: str, host_dir: Path, licence: str | None, *, yes: bool) -> None:
+    """Accept a model's terms, so that the host announces it.
+
+    What was shown is kept as a digest, with the time. A running host announces the model at once.
+    """
+    from sparewatt.model_terms import open_terms
+
+    with open_terms(host_dir) as terms:
+        shown = terms.show(model_id, licence)
+        click.echo(shown.statement)
+        if shown.is_accepted:
+            click.echo("These terms are accepted already, or ask for no acceptance.")
+            return
+        if not yes:
+            click.confirm("Do you accept them?", abort=True)
+        terms.accept(shown)
+    click.echo(f"Accepted: {shown.model_id} ({shown.licence}).")
+
+
+def _list(data_dir: Path, *, as_json: bool) -> None:
+    from sparewatt.model_views import catalogue_rows, print_rows
+
+    rows = catalogue_rows(None, 8192)
     offered = _offered(data_dir)
     if as_json:
-        click.echo(json.dumps({"catalogue": catalogue, "offered": offered}))
+        click.echo(json.dumps({"catalogue": rows, "offered": offered}))
         return
     click.echo("Catalogue:")
-    for entry in catalogue:
-        state = "installed" if entry["installed"] else "not installed"
-        click.echo(f"  {entry['id']}  {entry['licence']}  {entry['quantization']}  {state}")
-        click.echo(f"    {entry['attribution']}")
+    print_rows(rows)
     if offered is None:
         click.echo(
             "On offer: no gateway answers (`sparewatt up` starts one; set OPENAI_BASE_URL and "

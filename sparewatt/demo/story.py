@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from sparewatt.catalogue import CatalogueModel
+from sparewatt.catalogue import CatalogueModel, package_of
 from sparewatt.demo.run import FoundHost, Round
 from sparewatt.invocation import typed_name
 from sparewatt.network_dir import NetworkState
@@ -24,7 +24,7 @@ ANSWER_INDENT_COUNT = 9
 
 def tell_model(console: Console, model: CatalogueModel) -> None:
     """Say which model answers, whose it is, and that it is the right file."""
-    megabytes = model.file.size_bytes // 1_000_000
+    megabytes = (package_of(model).size_bytes or 0) // 1_000_000
     console.print(f"[green]✓[/] model  [bold]{model.title}[/], {megabytes} MB, SHA-256 checked")
     whose = Text(f"licence {model.licence} · {model.attribution}", style="dim")
     console.print(Padding(whose, (0, 0, 0, ANSWER_INDENT_COUNT)))

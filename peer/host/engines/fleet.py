@@ -13,8 +13,8 @@ a path at night should not find an idle machine in the morning.
 import enum
 import logging
 from collections import deque
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
 
 import trio
 
@@ -22,7 +22,8 @@ from p2p import limits
 from p2p.types import model_key
 from peer.host.admission import SlotQueue
 from peer.host.config import ENGINES_COUNT_MAX, HostedEngine
-from peer.host.engines.api import Engine, EngineState
+from peer.host.consents import Verdict
+from peer.host.engines.api import Engine, EngineModel, EngineState
 from peer.host.pricing import OfferedModel, offer_model
 
 _LOG = logging.getLogger(__name__)
@@ -45,10 +46,24 @@ class FleetRefusal(enum.Enum):
     LEAVING = "that engine is leaving already"
 
 
+class Gate(Protocol):
+    """Says which models may be announced.
+
+    Attributes:
+        version: Rises when it may say something else.
+    """
+
+    version: int
+
+    def judge(self, hosted: HostedEngine, model_id: str) -> Verdict:
+        """Return whether a model of an engine may be, and under which licence."""
+
+
 class Member(Generic[RequestT]):
     """One engine, and the requests that it has.
 
     Attributes:
+        refusals: Why models that it serves are not on offer, by their ids.
         hosted: The owner's terms; replaced as a whole when they change.
         requests: All that it took and that are not over.
         counting: How many of them are not in its line yet.
@@ -57,9 +72,11 @@ class Member(Generic[RequestT]):
         note: What the owner should know of how it came here, or empty.
     """
 
-    def __init__(self, hosted: HostedEngine, engine: Engine) -> None:
+    def __init__(self, hosted: HostedEngine, engine: Engine, gate: Gate) -> None:
         self.hosted = hosted
         self.engine = engine
+        self._gate = gate
+        self.refusals: dict[str, str] = {}
         self.queue: SlotQueue[RequestT] = SlotQueue(slots=hosted.slots, queue_max=hosted.queue_max)
         self.requests: dict[RequestT, None] = {}
         self.counting = 0
@@ -72,7 +89,7 @@ class Member(Generic[RequestT]):
         self._idle = trio.Event()
         self._recent_ms: deque[int] = deque(maxlen=RECENT_REQUESTS_COUNT)
         self._offered: tuple[OfferedModel, ...] = ()
-        self._offered_of: tuple[object, object] = (None, None)
+        self._offered_of: tuple[object, ...] = ()
 
     @property
     def name(self) -> str:
@@ -89,19 +106,35 @@ class Member(Generic[RequestT]):
         """What it serves now, at the owner's prices; the same tuple as long as that is the same."""
         if self.is_leaving:
             return ()
-        of = (self.engine.models, self.hosted)
+        models = self.engine.models
+        of = (models, self.hosted, self._gate.version)
         if of != self._offered_of:
-            self._offered_of = of
-            self._offered = tuple(
-                offer_model(
-                    model,
-                    self.hosted.prices,
-                    licence=self.hosted.licence,
-                    quantization=self.hosted.quantization,
-                )
-                for model in of[0]
-            )
+            self._offered = tuple(self._offer(models))
+            self._offered_of = (models, self.hosted, self._gate.version)
         return self._offered
+
+    def _offer(self, models: Iterable[EngineModel]) -> Iterator[OfferedModel]:
+        """Yield those models that may be announced, and keep why the others may not."""
+        self.refusals = {}
+        for model in models:
+            verdict = self._gate.judge(self.hosted, model.model_id)
+            if verdict.refusal:
+                self.refusals[model.model_id] = verdict.refusal
+                continue
+            yield offer_model(
+                model,
+                self.hosted.prices,
+                licence=verdict.licence,
+                quantization=self.hosted.quantization,
+            )
+
+    @property
+    def detail(self) -> str:
+        """What the owner should know of it, in one sentence."""
+        if self.is_leaving:
+            return f"leaving; {len(self.requests)} requests are being finished"
+        refusals = self.refusals.values() if self.engine.models else ()
+        return "; ".join(filter(None, [self.note, *refusals, self.engine.detail]))
 
     @property
     def request_ms(self) -> int:
@@ -161,7 +194,9 @@ class Fleet(Generic[RequestT]):
         make_engine: Callable[[HostedEngine], Engine],
         *,
         load_s: float,
+        gate: Gate,
     ) -> None:
+        self._gate = gate
         self._make_engine = make_engine
         self._load_s = load_s
         self._nursery: trio.Nursery | None = None
@@ -178,7 +213,7 @@ class Fleet(Generic[RequestT]):
     @property
     def is_ready(self) -> bool:
         """Whether any engine takes requests."""
-        return any(member.is_ready for member in self.members.values())
+        return any(member.is_ready and member.offered for member in self.members.values())
 
     @property
     def is_free(self) -> bool:
@@ -188,7 +223,7 @@ class Fleet(Generic[RequestT]):
     @property
     def detail(self) -> str:
         """Why nothing can be served, in one sentence; of the first engine."""
-        return next((member.engine.detail for member in self.members.values()), NO_ENGINE)
+        return next((member.detail for member in self.members.values()), NO_ENGINE)
 
     @property
     def slots(self) -> int:
@@ -235,6 +270,11 @@ class Fleet(Generic[RequestT]):
                 if not found or found[0][1].offer == each.offer:
                     found.append((member, each))
         return dict(list(table.items())[: limits.RECORD_OFFERS_MAX])
+
+    def reconsider(self) -> None:
+        """Let everybody know of what the gate says now."""
+        for member in list(self.members.values()):
+            self.on_change(member)
 
     # -- changing it ---------------------------------------------------------------------------
 
@@ -292,7 +332,7 @@ class Fleet(Generic[RequestT]):
     def _begin(self, hosted: HostedEngine) -> Member[RequestT]:
         """Put an engine into its place, and start it if we run."""
         engine = self._make_engine(hosted)
-        member = self.members[hosted.name] = Member[RequestT](hosted, engine)
+        member = self.members[hosted.name] = Member[RequestT](hosted, engine, self._gate)
 
         def changed() -> None:
             member.changed.set()

@@ -179,6 +179,7 @@ def test_every_setting_of_a_host_can_be_said_in_its_file(tmp_path: Path):
         listen = ["/ip4/127.0.0.1/tcp/4002"]
         relayed = true
         region = "de"
+        accept_licences = true
         slots = 3
         queue = 5
         [price]

@@ -1,0 +1,99 @@
+"""The control API's routes for models: what is known, what of its terms was accepted."""
+
+import msgspec
+
+from p2p.types import model_key
+from peer.host.consents import ConsentBook, StaleConsentError
+from peer.host.control_routes import ControlError, Routes, query_text, read_body
+from peer.host.engines.fleet import Fleet
+from peer.host.licences import UNKNOWN
+from peer.host.request import ServedRequest
+from peer.http.messages import HttpRequest
+
+
+class AcceptBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What ``POST /v1/licences/accept`` takes.
+
+    Attributes:
+        text_sha256: Of the statement that ``GET /v1/licences`` gave and that was shown.
+        licence: Of a model that the catalogue does not know.
+    """
+
+    model_id: str
+    text_sha256: str
+    licence: str = UNKNOWN
+
+
+class WithdrawBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What ``POST /v1/licences/withdraw`` takes."""
+
+    model_id: str
+
+
+class ModelControl:
+    """Answers the owner about models and their terms."""
+
+    def __init__(self, consents: ConsentBook, fleet: Fleet[ServedRequest]) -> None:
+        self._consents = consents
+        self._fleet = fleet
+
+    def routes(self) -> Routes:
+        """Return what this module answers."""
+        return {
+            ("GET", "/v1/models"): self._models,
+            ("GET", "/v1/licences"): self._licence,
+            ("POST", "/v1/licences/accept"): self._accept,
+            ("POST", "/v1/licences/withdraw"): self._withdraw,
+        }
+
+    def _models(self, request: HttpRequest) -> object:
+        return {
+            "models": [
+                {
+                    "id": model.model_id,
+                    "title": model.title,
+                    "licence": model.licence,
+                    "accepted": self._consents.is_accepted(model.model_id, model.licence),
+                }
+                for model in self._consents.catalogue
+            ]
+        }
+
+    def _licence(self, request: HttpRequest) -> object:
+        model_id = query_text(request, "model")
+        if not model_id:
+            raise ControlError(400, "name a model: /v1/licences?model=ID", param="model")
+        licence = self._licence_of(model_id, query_text(request, "licence") or UNKNOWN)
+        knowledge = self._consents.knowledge
+        return {
+            "model_id": model_id,
+            "licence": licence,
+            "statement": knowledge.statement(model_id, licence),
+            "text_sha256": knowledge.digest(model_id, licence),
+            "accepted": self._consents.is_accepted(model_id, licence),
+        }
+
+    def _accept(self, request: HttpRequest) -> object:
+        body = read_body(request, AcceptBody)
+        licence = self._licence_of(body.model_id, body.licence)
+        try:
+            consent = self._consents.accept(body.model_id, licence, text_sha256=body.text_sha256)
+        except StaleConsentError as error:
+            raise ControlError(409, str(error), param="text_sha256") from error
+        self._fleet.reconsider()
+        return {"ok": True, "consent": consent}
+
+    def _withdraw(self, request: HttpRequest) -> object:
+        body = read_body(request, WithdrawBody)
+        count = self._consents.withdraw(body.model_id)
+        self._fleet.reconsider()
+        return {"ok": True, "withdrawn": count}
+
+    def _licence_of(self, model_id: str, said: str) -> str:
+        """Return a model's licence: as the catalogue, the owner's file, or the request says."""
+        for member in self._fleet.members.values():
+            ids = [member.hosted.spec.model_id, *(each.model_id for each in member.engine.models)]
+            is_served = any(each and model_key(each) == model_key(model_id) for each in ids)
+            if said == UNKNOWN and is_served:
+                said = member.hosted.licence
+        return self._consents.knowledge.licence_of(model_id, said)
