@@ -7,7 +7,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help apt apt-bench apt-node bench bench-settlement fuzz demo test test-all test-more lint lock venv-demo venv-dev clean \
+.PHONY: help apt apt-sandbox apt-bench apt-node bench bench-settlement fuzz demo test test-all test-more lint lock venv-demo venv-dev clean \
 	soak soak-sim soak-power soak-kill soak-fuzz
 
 # The first of these that is new enough: the usual name, then the versions that CI runs.
@@ -43,6 +43,14 @@ apt:
 	@command -v tmux >/dev/null || { echo "Installing tmux (Debian package, as root)"; \
 		apt-get update -qq && apt-get install -y -qq tmux >/dev/null; }
 
+# Engines are sealed in by podman and by bubblewrap; debootstrap makes an image from Debian's packages.
+SANDBOX_PACKAGES := podman runc bubblewrap debootstrap
+apt-sandbox:
+	@for each in podman runc bwrap debootstrap; do command -v $$each >/dev/null || missing=1; done; \
+	test -z "$$missing" || { echo "Installing $(SANDBOX_PACKAGES) (Debian packages, as root)"; \
+		apt-get update -qq && \
+		apt-get install -y -qq --no-install-recommends $(SANDBOX_PACKAGES) >/dev/null; }
+
 # The interop tests are Node.js, 20 or newer, with what the lock file names from npm.
 apt-node:
 	@command -v npm >/dev/null || { echo "Installing Node.js (Debian packages, as root)"; \
@@ -57,7 +65,7 @@ tests/interop/node_modules: tests/interop/package-lock.json | apt-node
 test-all: test test-more
 
 # What `test` leaves out.
-test-more: venv-dev apt tests/interop/node_modules
+test-more: venv-dev apt apt-sandbox tests/interop/node_modules
 	$(PYTEST) -m "not ($(PLAIN))" --junitxml=build/test-more.xml
 	@$(BIN)/python .ci/no_skips.py build/test-more.xml
 	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=4

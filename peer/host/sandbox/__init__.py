@@ -1,0 +1,1 @@
+"""Engines sealed in: podman, Docker or bubblewrap, and a probe that tries to get out."""

@@ -1,0 +1,42 @@
+"""bubblewrap: the suite of all launchers, the probe, and that the probe can fail at all."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from launcher_suite import *  # noqa: F403 - the tests of every launcher
+from sandbox_cases import *  # noqa: F403 - the probe
+
+from peer.host.engines.launcher import Launcher
+from peer.host.sandbox.check import bait, parse_report, probe_arguments
+from peer.host.sandbox.choose import SandboxKind, open_sandbox
+
+pytestmark = pytest.mark.apt
+
+# What some kernels don't have, so that nobody can escape by it.
+MAY_BE_ABSENT = {
+    "kernel: modules",
+    "network: the kernel's crypto sockets",
+    "network: the virtual machine's host",
+    "kernel: userfaultfd",
+    "kernel: io_uring",
+}
+
+
+@pytest.fixture
+async def launcher(tmp_path: Path) -> AsyncIterator[Launcher]:
+    async with open_sandbox(SandboxKind.BUBBLEWRAP, data_dir=tmp_path) as sandbox:
+        yield sandbox.launcher
+
+
+def test_every_attempt_gets_out_where_there_is_no_sandbox(tmp_path) -> None:
+    """As root, since that is how CI runs: the sandboxes above keep in what gets out here."""
+    assert os.geteuid() == 0
+    with bait(tmp_path) as put_up:
+        command = [sys.executable, *probe_arguments(put_up.targets, str(tmp_path / "report.json"))]
+        subprocess.run(command, check=True, pass_fds=(put_up.descriptor,), timeout=120)
+    attempts = parse_report((tmp_path / "report.json").read_bytes())
+    assert {each.name for each in attempts if not each.escaped} <= MAY_BE_ABSENT

@@ -1,0 +1,238 @@
+"""The sandboxes' cores: what containers and bubblewrap are asked for, and frames of output."""
+
+import json
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peer.host.engines.plan import ChildBounds, ChildPlan, Mount
+from peer.host.sandbox.bubblewrap_plan import Tools, bubblewrap_command
+from peer.host.sandbox.container_engine import parse_version
+from peer.host.sandbox.container_plan import EngineFacts, Seccomp, container_config
+from peer.host.sandbox.control_groups import group_settings
+from peer.host.sandbox.frames import FrameError, FrameReader, Stream
+from peer.host.sandbox.settings import Base, Machine, UnfitPlanError, bounded
+
+GIB = 1024**3
+MACHINE = Machine(memory_bytes=10 * GIB, open_files_count_max=1000, processes_count_max=5000)
+BASE = Base(
+    image="empty",
+    mounts=(Mount(Path("/usr"), PurePosixPath("/usr")),),
+    python="/usr/bin/python3",
+    keeper="/k/keeper.py",
+    env={"PYTHONPATH": "/opt/engine"},
+)
+PODMAN = EngineFacts(
+    kind="podman",
+    version=(4, 3, 1),
+    is_rootless=False,
+    can_bound=frozenset({"memory", "pids", "cpu"}),
+)
+DOCKER = replace(PODMAN, kind="docker", version=(28, 2, 2))
+SECCOMP = Seccomp(path="/p/seccomp.json", document='{"defaultAction": "SCMP_ACT_ERRNO"}')
+PLAN = ChildPlan(
+    name="main",
+    argv=("/usr/bin/llama", "--model", "/models/a"),
+    socket_dir=Mount(Path("/data/engine"), PurePosixPath("/run/engine")),
+    read_only=(Mount(Path("/m/a:b.gguf"), PurePosixPath("/models/a")),),
+    env={"OMP_NUM_THREADS": "4"},
+    bounds=ChildBounds(memory_bytes_max=2 * GIB, pids_count_max=64, cpu_millicores_max=1500),
+)
+GPU = "GPU-12345678-1234-1234-1234-123456789abc"
+
+
+def config(plan: ChildPlan = PLAN, facts: EngineFacts = PODMAN) -> dict:
+    made = container_config(
+        plan, base=BASE, facts=facts, machine=MACHINE, seccomp=SECCOMP, owner="me"
+    )
+    return json.loads(json.dumps(made))
+
+
+def bwrap(plan: ChildPlan = PLAN, **tools: object) -> list[str]:
+    return bubblewrap_command(
+        plan,
+        base=BASE,
+        machine=MACHINE,
+        tools=replace(Tools(bwrap="/usr/bin/bwrap", is_root=False), **tools),
+        seccomp_descriptor=9,
+    )
+
+
+def test_container_has_no_way_out() -> None:
+    made = config()
+    host = made["HostConfig"]
+    assert made["User"] == "65532:65532"
+    assert made["NetworkDisabled"] is True
+    assert made["Labels"] == {"net.sparewatt.owner": "me"}
+    assert host["NetworkMode"] == "none"
+    assert host["ReadonlyRootfs"] is True
+    assert host["Privileged"] is False
+    assert host["CapDrop"] == ["ALL"]
+    assert host["SecurityOpt"] == ["no-new-privileges", "seccomp=/p/seccomp.json"]
+    assert host["IpcMode"] == "private"
+    assert host["Tmpfs"] == {"/tmp": "rw,size=268435456,noexec,nosuid,nodev"}
+    assert host["Memory"] == host["MemorySwap"] == 2 * GIB
+    assert host["PidsLimit"] == 64
+    assert host["NanoCpus"] == 1_500_000_000
+    assert {"Devices", "DeviceRequests", "Binds", "CapAdd", "PidMode", "UsernsMode"}.isdisjoint(
+        host
+    )
+
+
+def test_container_may_write_to_its_socket_directory_and_cache_alone() -> None:
+    cache = Mount(Path("/data/cache"), PurePosixPath("/cache"))
+    mounts = config(replace(PLAN, cache_dir=cache))["HostConfig"]["Mounts"]
+    written = {each["Target"]: each["Source"] for each in mounts if not each["ReadOnly"]}
+    assert written == {"/run/engine": "/data/engine", "/cache": "/data/cache"}
+    read = {each["Target"]: each["Source"] for each in mounts if each["ReadOnly"]}
+    assert read == {"/usr": "/usr", "/models/a": "/m/a:b.gguf"}  # a colon is a letter like others
+
+
+def test_container_runs_its_program_under_the_keeper_and_knows_nothing_of_ours(monkeypatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    made = config()
+    keeper = ["/usr/bin/python3", "-I", "-S", "/k/keeper.py", "10.0"]
+    assert made["Entrypoint"] == [*keeper, *PLAN.argv]
+    assert made["Cmd"] == []
+    assert "secret" not in json.dumps(made)
+    assert {"OMP_NUM_THREADS=4", "PYTHONPATH=/opt/engine", "HOME=/tmp"} <= set(made["Env"])
+
+
+def test_docker_gets_the_policy_itself() -> None:
+    options = config(facts=DOCKER)["HostConfig"]["SecurityOpt"]
+    assert options == ["no-new-privileges", f"seccomp={SECCOMP.document}"]
+
+
+def test_rootless_container_opens_its_files_to_us() -> None:
+    entry = config(facts=replace(PODMAN, is_rootless=True))["Entrypoint"]
+    assert "os.umask(0)" in entry[4]
+    assert entry[5:] == config()["Entrypoint"]
+
+
+def test_bounds_that_the_engine_lacks_are_left_out() -> None:
+    host = config(facts=replace(PODMAN, can_bound=frozenset({"memory"})))["HostConfig"]
+    assert host["Memory"] == 2 * GIB
+    assert {"PidsLimit", "NanoCpus"}.isdisjoint(host)
+
+
+def test_plan_without_bounds_gets_some() -> None:
+    made = bounded(ChildBounds(), MACHINE)
+    assert made == ChildBounds(
+        memory_bytes_max=9 * GIB, shared_memory_bytes=64 * 1024**2, pids_count_max=1024
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "is_fit"),
+    [
+        (PODMAN, False),
+        (replace(PODMAN, version=(5, 4, 0)), True),
+        (replace(DOCKER, version=(24, 0, 7)), False),
+        (DOCKER, True),
+    ],
+)
+def test_gpus_are_lent_by_their_cdi_names(facts, is_fit) -> None:
+    plan = replace(PLAN, gpus=(GPU,))
+    if not is_fit:
+        with pytest.raises(UnfitPlanError, match="bubblewrap"):
+            config(plan, facts)
+        return
+    made = config(plan, facts)
+    request = {"Driver": "cdi", "DeviceIDs": [f"nvidia.com/gpu={GPU}"]}
+    assert made["HostConfig"]["DeviceRequests"] == [request]
+    assert f"CUDA_VISIBLE_DEVICES={GPU}" in made["Env"]
+
+
+def test_plan_that_needs_a_network_is_refused() -> None:
+    plan = replace(PLAN, needs_network=True)
+    with pytest.raises(UnfitPlanError, match="network"):
+        config(plan)
+    with pytest.raises(UnfitPlanError, match="network"):
+        bwrap(plan)
+
+
+def test_image_of_a_plan_is_taken_by_containers_and_refused_by_bubblewrap() -> None:
+    plan = replace(PLAN, image="vllm:1")
+    assert config(plan)["Image"] == "vllm:1"
+    assert config()["Image"] == "empty"
+    with pytest.raises(UnfitPlanError, match="vllm:1"):
+        bwrap(plan)
+
+
+def after(words: list[str], option: str) -> list[str]:
+    return [words[at + 1] for at, word in enumerate(words) if word == option]
+
+
+def test_bubblewrap_unshares_everything() -> None:
+    words = bwrap()
+    for each in ("ipc", "pid", "net", "uts", "user"):
+        assert f"--unshare-{each}" in words
+    assert {"--unshare-cgroup-try", "--new-session", "--die-with-parent"} <= set(words)
+    assert after(words, "--seccomp") == ["9"]
+    assert after(words, "--cap-drop") == ["ALL"]
+    assert after(words, "--cap-add") == []
+    assert after(words, "--uid") == ["65532"]
+    assert set(after(words, "--bind")) == {"/data/engine"}
+    assert "/m/a:b.gguf" in after(words, "--ro-bind")
+    assert words.index("--remount-ro") > words.index("--bind")
+    assert words[-len(PLAN.argv) :] == list(PLAN.argv)
+
+
+def test_bubblewrap_of_root_becomes_another_user_for_good() -> None:
+    words = bwrap(is_root=True, group_files=("/sys/fs/cgroup/pids/x/cgroup.procs",))
+    assert "--unshare-user" not in words
+    change = words[words.index("/usr/bin/setpriv") :]
+    wanted = {"--reuid=65532", "--regid=65532", "--clear-groups", "--no-new-privs"}
+    assert wanted | {"--bounding-set=-all", "--inh-caps=-all"} <= set(change)
+    assert words.index("/sys/fs/cgroup/pids/x/cgroup.procs") < words.index("--")
+    assert not any(word.startswith("--data=") for word in words)  # the group bounds all together
+
+
+def test_bubblewrap_without_control_groups_bounds_each_process() -> None:
+    assert {"--nproc=64", f"--data={2 * GIB}", "--nofile=1000", "--core=0"} <= set(bwrap())
+
+
+def test_bubblewrap_makes_directories_above_mounts_for_all() -> None:
+    words = bwrap()
+    assert words[words.index("/models") - 3 :][:4] == ["--perms", "0755", "--dir", "/models"]
+
+
+@pytest.mark.parametrize("is_unified", [True, False])
+def test_control_group_bounds_memory_processes_and_processors(is_unified) -> None:
+    text = str(group_settings(PLAN.bounds, is_unified=is_unified))
+    assert str(2 * GIB) in text
+    assert "'64'" in text
+    assert "150000" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [("4.3.1", (4, 3, 1)), ("28.2.2", (28, 2, 2)), ("5.4.0-dev", (5, 4, 0)), ("x", ()), ("", ())],
+)
+def test_version_is_read(text, version) -> None:
+    assert parse_version(text) == version
+
+
+PIECES = st.lists(st.tuples(st.sampled_from([Stream.STDOUT, Stream.STDERR]), st.binary(max_size=9)))
+
+
+@given(pieces=PIECES, cuts=st.lists(st.integers(1, 7), min_size=1, max_size=40))
+def test_frames_are_whole_however_they_are_cut(pieces, cuts) -> None:
+    data = b"".join(bytes([s, 0, 0, 0]) + len(p).to_bytes(4, "big") + p for s, p in pieces)
+    reader, got = FrameReader(), {Stream.STDOUT: b"", Stream.STDERR: b""}
+    while data:
+        cut = cuts[len(data) % len(cuts)]
+        for stream, piece in reader.feed(data[:cut]):
+            got[stream] += piece
+        data = data[cut:]
+    for stream, whole in got.items():
+        assert whole == b"".join(p for s, p in pieces if s is stream)
+
+
+@pytest.mark.parametrize("header", [b"\x03\0\0\0\0\0\0\x01", b"\x01\0\0\0\xff\xff\xff\xff"])
+def test_what_is_no_frame_is_refused(header) -> None:
+    with pytest.raises(FrameError):
+        FrameReader().feed(header)
