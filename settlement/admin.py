@@ -12,6 +12,8 @@ from pathlib import Path
 from p2p import limits
 from p2p.clock import WallClock, system_clock
 from p2p.errors import SparewattError
+from settlement.hardware_operations import release
+from settlement.hardware_store import GpuClaim, GpuConflict
 from settlement.issuer import Issuer
 from settlement.keys import (
     DATABASE_NAME,
@@ -28,6 +30,7 @@ from settlement.store_sqlite import SqliteStore
 
 ACCOUNT_NAME_CHARACTERS_MAX = 64
 CREDIT_ID_CHARACTERS_MAX = 64
+CONFLICTS_SHOWN_MAX = 100
 
 _NO_ACCOUNT = (
     "there is no such account; an id looks like acct_45f975a4d14c1882, and "
@@ -150,6 +153,25 @@ def enrolment_code(
         expires_at_ns = clock() + CODE_TTL_NS
         store.put_code(Code(issuer.hash_of(code), account_id, role, expires_at_ns))
     return code
+
+
+def release_gpu(data_dir: Path, uuid: str) -> GpuClaim:
+    """Take a GPU from the host that holds it; whoever reports it next has it.
+
+    Raises:
+        AdminRefusedError: If nobody holds it.
+    """
+    with _writing(data_dir) as (store, _):
+        claim = release(store, uuid)
+    if claim is None:
+        raise AdminRefusedError(f"no host holds a GPU {uuid}")
+    return claim
+
+
+def gpu_conflicts(data_dir: Path) -> tuple[GpuConflict, ...]:
+    """Return the newest claims of GPUs that another host held, newest first."""
+    with _writing(data_dir) as (store, _):
+        return store.hardware.conflicts(rows_max=CONFLICTS_SHOWN_MAX)
 
 
 def store_operator_token(data_dir: Path, store: Store, issuer: Issuer, *, now_ns: int) -> None:

@@ -36,6 +36,7 @@ class Check(enum.StrEnum):
     CLOSES = "closes"
     RECEIPTS = "receipts"
     OWNERS = "owners"
+    HARDWARE = "hardware"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ copied into the file. So an allowance has a number that rises with time, and wha
 allowance is sorted by that, not by its random id: what is busy now stands close together.
 """
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS accounts (
@@ -137,6 +137,53 @@ CREATE TABLE IF NOT EXISTS balances (
   account TEXT PRIMARY KEY,
   micros INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS hardware_reports (
+  peer_id TEXT PRIMARY KEY,
+  body BLOB NOT NULL,
+  proof BLOB NOT NULL,
+  at_ns INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS gpus (
+  uuid TEXT PRIMARY KEY,
+  peer_id TEXT NOT NULL,
+  claimed_at_ns INTEGER NOT NULL,
+  seen_at_ns INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS gpus_by_host ON gpus (peer_id);
+CREATE TABLE IF NOT EXISTS gpu_conflicts (
+  uuid TEXT NOT NULL,
+  peer_id TEXT NOT NULL,
+  holder_peer_id TEXT NOT NULL,
+  at_ns INTEGER NOT NULL,
+  body BLOB NOT NULL,
+  proof BLOB NOT NULL,
+  PRIMARY KEY (uuid, peer_id)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS challenges (
+  challenge_id TEXT NOT NULL UNIQUE,
+  peer_id TEXT NOT NULL,
+  device TEXT NOT NULL,
+  seed BLOB NOT NULL,
+  memory_bytes INTEGER NOT NULL,
+  issued_at_ns INTEGER NOT NULL,
+  commit_by_ns INTEGER NOT NULL,
+  roots BLOB NOT NULL,
+  samples TEXT NOT NULL,
+  answer_by_ns INTEGER NOT NULL,
+  is_over INTEGER NOT NULL,
+  PRIMARY KEY (peer_id, device)
+) STRICT;
+CREATE TABLE IF NOT EXISTS memory_proofs (
+  peer_id TEXT NOT NULL,
+  device TEXT NOT NULL,
+  proven_bytes INTEGER NOT NULL,
+  copy_mb_per_s INTEGER NOT NULL,
+  matmul_gflops INTEGER NOT NULL,
+  problems TEXT NOT NULL,
+  at_ns INTEGER NOT NULL,
+  proof BLOB NOT NULL,
+  PRIMARY KEY (peer_id, device)
+) STRICT, WITHOUT ROWID;
 CREATE TRIGGER IF NOT EXISTS entries_stay BEFORE UPDATE ON entries
   BEGIN SELECT RAISE(ABORT, 'entries are never changed'); END;
 CREATE TRIGGER IF NOT EXISTS entries_remain BEFORE DELETE ON entries
@@ -147,7 +194,7 @@ CREATE TRIGGER IF NOT EXISTS transactions_remain BEFORE DELETE ON transactions
   BEGIN SELECT RAISE(ABORT, 'transactions are never deleted'); END;
 """
 
-# Version 1 sorted by the ids themselves.
+# Version 1 sorted by the ids themselves. Version 2 lacked the tables of hardware alone.
 FROM_VERSION_1 = f"""
 DROP TRIGGER entries_stay; DROP TRIGGER entries_remain;
 DROP TRIGGER transactions_stay; DROP TRIGGER transactions_remain;

@@ -8,19 +8,29 @@ import asyncio
 import contextlib
 import enum
 import logging
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
 from multiprocessing import get_context
 from typing import TypeVar
 
+import models
 from p2p import limits
 from p2p.clock import WallClock
 from p2p.errors import RemoteProtocolError
+from p2p.hardware.report import HardwareReport
+from p2p.hardware.verdict import Speeds, read_cards
+from p2p.puzzle import SEED_BYTES, PuzzleError, check_answer
 from p2p.receipts.messages import ENROLMENT, REQUEST_PROOF, Enrolment, RequestProof
 from p2p.signing import Signed, unseal
 from p2p.types import NetworkId, sha256
+from settlement import hardware_operations as hardware
 from settlement import operations, queries
+from settlement.hardware_operations import ChallengeRefusal, GpuTaken, HardwareView, Wish
+from settlement.hardware_store import Challenge, MemoryProof
 from settlement.issuer import Issuer, proof_nonce
 from settlement.ledger import Order
 from settlement.operations import (
@@ -107,6 +117,7 @@ class Service:
         self._writer = writer
         self._verifiers = verifiers
         self._signatures_waiting = 0
+        self._cards = read_cards((files(models) / "gpus.toml").read_text("utf-8"))
         self._check_alone = asyncio.Lock()  # a check reads all books: one at a time
 
     # -- who ------------------------------------------------------------------------------------
@@ -230,6 +241,69 @@ class Service:
             lambda store: queries.earnings(store, (caller.machine.peer_id,), now_ns=self.clock()),
         )
 
+    # -- hardware -------------------------------------------------------------------------------
+
+    async def report_hardware(
+        self, caller: Caller, report: HardwareReport, body: bytes
+    ) -> GpuTaken | AuthRefusal | None:
+        """Take what a host says of its machine; or say which of its GPUs is another's."""
+        if caller.machine.role != "host":
+            return AuthRefusal.WRONG_ROLE
+        request = hardware.Request(body, caller.proof.envelope)
+        return await self._write_as(
+            caller,
+            lambda store: hardware.take_report(
+                store, caller.machine, report, request, now_ns=self.clock()
+            ),
+        )
+
+    async def issue_challenge(
+        self, caller: Caller, wish: Wish
+    ) -> Challenge | ChallengeRefusal | AuthRefusal:
+        """Give a host a seed."""
+        fresh = (secrets.token_hex(16), secrets.token_bytes(SEED_BYTES))
+        return await self._write_as(
+            caller,
+            lambda store: hardware.issue_challenge(
+                store, caller.machine, wish, fresh, now_ns=self.clock()
+            ),
+        )
+
+    async def commit_challenge(
+        self, caller: Caller, challenge_id: str, roots: bytes
+    ) -> Challenge | ChallengeRefusal | AuthRefusal:
+        """Take what a host commits to, and choose what it must show."""
+        return await self._write_as(
+            caller,
+            lambda store: hardware.commit(
+                store, caller.machine, challenge_id, roots, secrets.randbelow, now_ns=self.clock()
+            ),
+        )
+
+    async def answer_challenge(
+        self, caller: Caller, challenge_id: str, answer: bytes, speeds: Speeds
+    ) -> MemoryProof | ChallengeRefusal | AuthRefusal:
+        """Check what a host shows, off the event loop, and write how it ended."""
+        now_ns = self.clock()
+        challenge = await self.read(
+            lambda store: hardware.answerable(store, caller.machine, challenge_id, now_ns=now_ns)
+        )
+        if isinstance(challenge, ChallengeRefusal):
+            return challenge
+        (fault,) = await self._verify(partial(_faults, challenge), [answer])
+        checked = hardware.Answer(fault, speeds, caller.proof.envelope)
+        return await self._write_as(
+            caller,
+            lambda store: hardware.finish_challenge(
+                store, challenge, checked, self._cards, now_ns=now_ns
+            ),
+        )
+
+    async def hardware_of(self, peer_id: str) -> HardwareView:
+        """Return what is known of a host's hardware."""
+        now_ns = self.clock()
+        return await self.read(lambda store: hardware.hardware_view(store, peer_id, now_ns=now_ns))
+
     # -- running --------------------------------------------------------------------------------
 
     async def read(self, query: Callable[[Reading], ResultT]) -> ResultT:
@@ -288,7 +362,22 @@ class Service:
 
 def _signatures_of(item: object) -> int:
     """Return how many signatures, or what costs as much, an item of a batch holds."""
+    if isinstance(item, bytes):
+        return 1000  # the answer to a challenge: 50 ms
     return len(item.receipts) // 8 + 2 if isinstance(item, ReceiptTexts) else 1
+
+
+def _faults(challenge: Challenge, _: NetworkId, answers: Sequence[bytes]) -> list[str]:
+    """Return what is wrong with each answer to a challenge; empty if nothing is."""
+    puzzle, samples = hardware.puzzle_for(challenge), hardware.samples_for(challenge)
+    faults = []
+    for answer in answers:
+        try:
+            check_answer(puzzle, challenge.roots, samples, answer)
+            faults.append("")
+        except PuzzleError as error:
+            faults.append(str(error))
+    return faults
 
 
 @contextlib.asynccontextmanager

@@ -14,8 +14,10 @@ from p2p.errors import DataDirectoryError
 from p2p.types import AllowanceId, Digest
 from settlement.audit import Booked, Line
 from settlement.audit_evidence import ReceiptRow
+from settlement.hardware_store import GpuClaim, GpuConflict, MemoryProof, StoredReport
 from settlement.ledger import AllowanceState
 from settlement.schema import SCHEMA, SCHEMA_VERSION
+from settlement.sqlite_hardware import claim_of, conflict_of, proof_of, report_of
 from settlement.sqlite_reading import BATCHES, STATES, Row, batch_of, state_of
 from settlement.store import StoredBatch, StoredVoucher
 
@@ -139,6 +141,31 @@ class AuditReading:
     def receipts_without_batch(self) -> Iterator[tuple[int, str]]:
         """Yield number and batch of receipts whose batch is not there."""
         return cast(Iterator[tuple[int, str]], self._rows(_LOST_RECEIPTS))
+
+    def hardware_reports(self) -> Iterator[StoredReport]:
+        """Yield all hosts' reports."""
+        return self._read(
+            "SELECT peer_id, body, proof, at_ns FROM hardware_reports", "hardware report", report_of
+        )
+
+    def gpu_claims(self) -> Iterator[GpuClaim]:
+        """Yield who holds which GPU."""
+        return self._read(
+            "SELECT uuid, peer_id, claimed_at_ns, seen_at_ns FROM gpus", "gpu", claim_of
+        )
+
+    def gpu_conflicts(self) -> Iterator[GpuConflict]:
+        """Yield all quarrels over GPUs."""
+        sql = "SELECT uuid, peer_id, holder_peer_id, at_ns, body, proof FROM gpu_conflicts"
+        return self._read(sql, "gpu conflict", conflict_of)
+
+    def memory_proofs(self) -> Iterator[MemoryProof]:
+        """Yield how all challenges ended."""
+        sql = (
+            "SELECT peer_id, device, proven_bytes, copy_mb_per_s, matmul_gflops, problems, at_ns,"
+            " proof FROM memory_proofs"
+        )
+        return self._read(sql, "memory proof", proof_of)
 
     def account_ids(self) -> set[str]:
         """Return the ids of all accounts."""

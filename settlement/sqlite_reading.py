@@ -16,6 +16,7 @@ from p2p.types import AllowanceId, Digest, PeerId, RequestId
 from settlement.ledger import AllowanceState
 from settlement.money import Entry, Transaction, TransactionKind
 from settlement.reconcile import BatchState
+from settlement.sqlite_hardware import SqliteHardware
 from settlement.store import (
     Account,
     Code,
@@ -58,6 +59,11 @@ class SqliteReading:
 
     def _row(self, sql: str, *values: object) -> Row | None:
         return cast(Row | None, self._connection.execute(sql, values).fetchone())
+
+    @property
+    def hardware(self) -> SqliteHardware:
+        """What is kept of hosts' hardware."""
+        return SqliteHardware(self._connection)
 
     # -- who ------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from p2p.errors import SparewattError
 from p2p.types import AllowanceId, Digest, PeerId, RequestId
+from settlement.hardware_store import HardwareReading, HardwareWriting
 from settlement.ledger import AllowanceState
 from settlement.money import Entry, Transaction, TransactionKind
 from settlement.reconcile import BatchState
@@ -155,6 +156,10 @@ VoucherKey = tuple[AllowanceId, int]
 class Reading(Protocol):
     """A consistent view of the store."""
 
+    @property
+    def hardware(self) -> HardwareReading:
+        """What is kept of hosts' hardware."""
+
     def account(self, account_id: str) -> Account | None:
         """Return an account."""
 
@@ -232,6 +237,10 @@ class Reading(Protocol):
 
 class Writing(Reading, Protocol):
     """A transaction: it reads what it wrote."""
+
+    @property
+    def hardware(self) -> HardwareWriting:
+        """What is kept of hosts' hardware."""
 
     def savepoint(self) -> AbstractContextManager[None]:
         """Undo what happens inside the block if it raises; the transaction goes on."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from p2p.types import AllowanceId, Digest, PeerId, RequestId
 from settlement.ledger import AllowanceState
+from settlement.memory_hardware import MemoryHardware
 from settlement.money import (
     Entry,
     LedgerError,
@@ -47,6 +48,7 @@ class _Tables:
     transactions: dict[str, Transaction] = field(default_factory=dict)
     lines: list[StatementLine] = field(default_factory=list)
     balances: dict[str, int] = field(default_factory=dict)
+    hardware: MemoryHardware = field(default_factory=MemoryHardware)
 
     def copied(self) -> "_Tables":
         """Return tables that may be changed without changing these; rows never change."""
@@ -59,6 +61,11 @@ class MemoryWriting:
 
     def __init__(self, tables: _Tables) -> None:
         self.tables = tables
+
+    @property
+    def hardware(self) -> MemoryHardware:
+        """What is kept of hosts' hardware."""
+        return self.tables.hardware
 
     # -- who ------------------------------------------------------------------------------------
 

@@ -282,7 +282,7 @@ class SqliteStore:
         if version > SCHEMA_VERSION:
             raise DataDirectoryError(f"a newer Sparewatt wrote it (schema {version})")
         if version < SCHEMA_VERSION:
-            script = FROM_VERSION_1 if version else SCHEMA
+            script = FROM_VERSION_1 if version == 1 else SCHEMA
             self._writer.executescript(
                 f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
             )

@@ -6,7 +6,7 @@ service's write-ahead log can't be cut, so it grows by what is written meanwhile
 
 import contextlib
 import sqlite3
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -30,6 +30,7 @@ from settlement.audit_evidence import (
     promise_problems,
     voucher_problems,
 )
+from settlement.hardware_audit import claim_problems, proof_problems, report_problems
 from settlement.keys import DATABASE_NAME, NetworkKeys, load_network
 from settlement.ledger import AllowanceState
 from settlement.money import AccountClass
@@ -141,6 +142,7 @@ class _Verifier:
         self._check_promises(reading)
         self._check_receipts(reading)
         self._check_owners(reading)
+        self._check_hardware(reading)
 
     def _report_all(self, check: Check, rows: str, texts: Iterable[str]) -> None:
         for text in texts:
@@ -254,6 +256,26 @@ class _Verifier:
             elif kind in _EARNED and machines.get(owner, ("", ""))[1] != "host":
                 text = f"there is no host {owner}"
                 self._report_all(Check.OWNERS, f"balance {name}", (text,))
+
+    def _check_hardware(self, reading: AuditReading) -> None:
+        reports = {report.peer_id: report for report in reading.hardware_reports()}
+        held = defaultdict(set)
+        for claim in reading.gpu_claims():
+            held[claim.peer_id].add(claim)
+        for peer_id in reports.keys() | held.keys():
+            report = reports.get(peer_id)
+            texts = [*(report_problems(report, self._network) if report else ())]
+            texts += claim_problems(held[peer_id], report)
+            self._report_all(Check.HARDWARE, f"hardware of {peer_id}", texts)
+            self._step(Check.HARDWARE, 0)
+        for quarrel in reading.gpu_conflicts():
+            rows = f"conflict over {quarrel.uuid} by {quarrel.peer_id}"
+            self._report_all(Check.HARDWARE, rows, report_problems(quarrel, self._network))
+            self._step(Check.HARDWARE, 0)
+        for proof in reading.memory_proofs():
+            rows = f"memory proof of {proof.peer_id}, {proof.device}"
+            self._report_all(Check.HARDWARE, rows, proof_problems(proof, self._network))
+            self._step(Check.HARDWARE, 0)
 
 
 def _split(name: str) -> tuple[AccountClass | None, str]:

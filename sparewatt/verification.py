@@ -53,6 +53,10 @@ MEANING: Mapping[Check, tuple[str, str]] = {
         "every balance belongs to an account or an enrolled host",
         "an account's row was lost: go back to the last backup",
     ),
+    Check.HARDWARE: (
+        "signature of every report; each GPU with the one host whose report names it",
+        "no money hangs on it: `sparewatt settlement gpu release UUID`, and hosts report again",
+    ),
 }
 
 

@@ -1,18 +1,21 @@
 """The JSON of the API. Money is integer micro-dollars; envelopes are base64; times RFC 3339 Z."""
 
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
 
 from p2p import limits
+from p2p.hardware.report import BYTES_MAX, GPUS_COUNT_MAX
+from p2p.puzzle import ROOTS_BYTES
 
 ITEMS_MAX = 1000
 RECEIPT_ITEMS_MAX = 100
 _ENVELOPE_TEXT_BYTES_MAX = 8 * 1024
 _BATCH_TEXT_BYTES_MAX = 32 * 1024
 _RECEIPT_TEXT_BYTES_MAX = 2 * 1024
+_ROOTS_TEXT_BYTES_MAX = 2 * ROOTS_BYTES
 _EXAMPLE_ID = "9f86d081884c7d659a2feaa0c55ad015"
 _EXAMPLE_KEY = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
 _EXAMPLE_PEER = "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
@@ -25,6 +28,10 @@ Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", examples=[_EXAMPLE_KEY])]
 PeerIdText = Annotated[str, Field(min_length=1, max_length=64, examples=[_EXAMPLE_PEER])]
 Envelope = Annotated[str, Field(max_length=_ENVELOPE_TEXT_BYTES_MAX, examples=[_EXAMPLE_ENVELOPE])]
 Micros = Annotated[int, Field(strict=True, examples=[20_000], description="Micro-dollars.")]
+Count = Annotated[int, Field(strict=True, ge=0, le=BYTES_MAX)]
+LevelText = Annotated[
+    str, Field(examples=["challenged"], description="none, self-reported or challenged.")
+]
 Time = Annotated[str, Field(examples=["2026-10-01T12:00:00.000Z"])]
 
 
@@ -98,6 +105,69 @@ class ReceiptsRequest:
 
     __pydantic_config__: ClassVar[ConfigDict] = _FORBID
     items: Annotated[list[ReceiptItem], Field(max_length=RECEIPT_ITEMS_MAX)]
+
+
+@dataclass(frozen=True)
+class GpuItem:
+    """One GPU as its driver tells of it; numbers that it does not tell are 0, texts empty."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FORBID
+    uuid: Annotated[str, Field(examples=["GPU-5f1f4ac8-6b14-3f7e-9d36-0c4f5a0d7c11"])]
+    name: Annotated[str, Field(examples=["NVIDIA GeForce RTX 3090"])]
+    memory_bytes: Count
+    memory_bus_bits: Count = 0
+    memory_clock_mhz: Count = 0
+    sm_clock_mhz: Count = 0
+    cores_count: Count = 0
+    compute_capability: str = ""
+    driver: str = ""
+    vbios: str = ""
+    pci: str = ""
+    pcie_generation_max: Count = 0
+    pcie_lanes_max: Count = 0
+    power_limit_mw: Count = 0
+    is_split: bool = False
+
+
+@dataclass(frozen=True)
+class HardwareRequest:
+    """A host's machine. To be sent every five minutes: GPUs are its own while it does."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FORBID
+    cpu_name: str
+    cpu_cores_count: Count
+    cpu_threads_count: Count
+    memory_bytes: Count
+    disk_bytes: Count
+    disk_free_bytes: Count
+    gpus: Annotated[list[GpuItem], Field(max_length=GPUS_COUNT_MAX)] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ChallengeRequest:
+    """What a host wants to prove: all memory of a GPU (its uuid), or some of the processor's."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FORBID
+    device: Annotated[str, Field(max_length=64, examples=["cpu"])]
+    memory_bytes: Count
+
+
+@dataclass(frozen=True)
+class CommitmentRequest:
+    """The Merkle roots of all rows, one after another, in base64."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FORBID
+    roots: Annotated[str, Field(max_length=_ROOTS_TEXT_BYTES_MAX)]
+
+
+@dataclass(frozen=True)
+class AnswerRequest:
+    """The segments asked for with their parents and paths, in base64; and measured speeds."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FORBID
+    answer: str
+    copy_gb_per_s: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+    matmul_tflops: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 
 # -- answers ------------------------------------------------------------------------------------
@@ -284,3 +354,66 @@ class BalancesReply:
     """All ledger accounts."""
 
     balances: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ReportReply:
+    """That a report was taken, what is known now, and when to send the next."""
+
+    level: LevelText
+    renew_within_s: int
+
+
+@dataclass(frozen=True)
+class ChallengeReply:
+    """What to solve: docs/cheats.md describes the puzzle, `p2p/puzzle.py` is its definition."""
+
+    challenge_id: str
+    seed: Annotated[str, Field(description="32 bytes in hex.")]
+    memory_bytes: int
+    commit_by: Time
+
+
+@dataclass(frozen=True)
+class CommitmentReply:
+    """Which segments to show: row and number of each."""
+
+    samples: list[tuple[int, int]]
+    answer_by: Time
+
+
+@dataclass(frozen=True)
+class DeviceItem:
+    """A GPU, or the processor.
+
+    `proven_bytes` is null if it was not challenged in the last 30 days, 0 if it failed. Speeds are
+    the host's own measurements: GB/s of memory copied, TFLOPs of matrices multiplied.
+    """
+
+    kind: Annotated[str, Field(examples=["gpu"])]
+    name: str
+    memory_bytes: int
+    proven_bytes: int | None
+    copy_gb_per_s: float | None
+    matmul_tflops: float | None
+    challenged_at: Time | None
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class HardwareReply:
+    """What is known of a host's hardware, without what names the very piece."""
+
+    peer_id: str
+    level: LevelText
+    reported_at: Time | None
+    devices: list[DeviceItem]
+
+
+@dataclass(frozen=True)
+class ProofReply:
+    """How a challenge ended."""
+
+    outcome: Annotated[str, Field(examples=["passed"])]
+    proven_bytes: int
+    problems: list[str]

@@ -10,6 +10,8 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
+from settlement.api.models import time_text
+from settlement.hardware_operations import ChallengeRefusal, GpuTaken
 from settlement.operations import AllowanceRefusal, EnrolOutcome
 from settlement.service import AuthRefusal
 from settlement.store import StoreUnavailableError
@@ -91,6 +93,41 @@ _ENROL_PROBLEMS = {
     EnrolOutcome.WRONG_ROLE: (403, "This enrolment code is for another role."),
     EnrolOutcome.OTHER_ACCOUNT: (409, "This node belongs to another account or role."),
 }
+
+_CHALLENGE_PROBLEMS = {
+    ChallengeRefusal.NO_REPORT: (404, "This host has reported no hardware; do that first."),
+    ChallengeRefusal.NO_DEVICE: (404, "This host has reported no such device."),
+    ChallengeRefusal.BAD_MEMORY: (
+        400,
+        "memory_bytes is all of a GPU's reported memory; of the processor's, 16 MiB to all of it.",
+    ),
+    ChallengeRefusal.TOO_SOON: (
+        429,
+        "This device was challenged less than five minutes ago; wait for that to pass.",
+    ),
+    ChallengeRefusal.UNKNOWN: (404, "This host has no such challenge; ask for a new one."),
+    ChallengeRefusal.OTHER_COMMITMENT: (409, "This challenge was committed to before."),
+    ChallengeRefusal.NOT_COMMITTED: (409, "Commit to this challenge before you answer it."),
+    ChallengeRefusal.LATE: (409, "This came after its time; ask for a new challenge."),
+    ChallengeRefusal.OVER: (409, "This challenge was answered, or replaced; ask for a new one."),
+}
+
+
+def challenge_problem(refusal: ChallengeRefusal) -> Problem:
+    """Return the answer to a challenge that does not go on."""
+    status, message = _CHALLENGE_PROBLEMS[refusal]
+    return Problem(status, refusal.value, message)
+
+
+def gpu_problem(taken: GpuTaken) -> Problem:
+    """Return the answer to a report of a GPU that another host has."""
+    claim = taken.claim
+    said = (
+        f"GPU {claim.uuid} belongs to host {claim.peer_id}, which last reported it at"
+        f" {time_text(claim.seen_at_ns)}. If the card is yours: stop that host, or let it report"
+        f" without it. Unless it does, the GPU is free from {time_text(taken.free_at_ns)} on."
+    )
+    return Problem(409, "gpu_taken", said, param="gpus")
 
 
 def auth_problem(refusal: AuthRefusal) -> Problem:

@@ -228,6 +228,55 @@ def code_command(account_id: str, role: str, data_dir: Path) -> None:
         click.echo(enrolment_code(data_dir, account_id, role))
 
 
+@settlement_command.group("gpu", epilog=example("sparewatt settlement gpu conflicts"))
+def gpu_group() -> None:
+    """See who claims whose GPUs, and decide.
+
+    Works while settlement runs.
+    """
+
+
+@gpu_group.command("conflicts", epilog=example("sparewatt settlement gpu conflicts"))
+@data_option("settlement")
+def conflicts_command(data_dir: Path) -> None:
+    """List hosts that claimed a GPU which another one had.
+
+    The database keeps the report and the signature of each.
+    """
+    from settlement.admin import gpu_conflicts
+    from settlement.api.models import time_text
+
+    _require_settlement(data_dir)
+    with explained():
+        found = gpu_conflicts(data_dir)
+    for each in found:
+        click.echo(
+            f"{time_text(each.at_ns)}  {each.uuid}  claimed by {each.peer_id}, "
+            f"held by {each.holder_peer_id}"
+        )
+    if not found:
+        click.echo("No host ever claimed another's GPU.", err=True)
+
+
+@gpu_group.command(
+    "release",
+    epilog=example("sparewatt settlement gpu release GPU-5f1f4ac8-6b14-3f7e-9d36-0c4f5a0d7c11"),
+)
+@click.argument("uuid", metavar="UUID")
+@data_option("settlement")
+def release_command(uuid: str, data_dir: Path) -> None:
+    """Take a GPU from the host that holds it.
+
+    The next host that reports it has it: stop the wrong one first.
+    """
+    from settlement.admin import release_gpu
+
+    _require_settlement(data_dir)
+    with explained():
+        claim = release_gpu(data_dir, uuid)
+    click.echo(f"released {uuid}, which host {claim.peer_id} held")
+
+
 def _require_settlement(data_dir: Path) -> None:
     if not data_dir.is_dir():
         raise Problem(

@@ -30,6 +30,7 @@ from settlement.operations import (
     post_vouchers,
 )
 from settlement.reconcile import BatchState
+from settlement.sqlite_audit import AuditReading, open_for_audit
 from settlement.store import (
     Code,
     StoredBatch,
@@ -409,3 +410,18 @@ def test_memory_and_sqlite_know_the_same_void(books):
     with books.reading() as reading:
         assert reading.due_allowances(state.settle_by_ns * 2, rows_max=9) == ()
     require_right_books(books)
+
+
+def test_sqlite_of_version_2_gets_the_tables_of_hardware(tmp_path):
+    with contextlib.closing(SqliteStore(tmp_path / "s.db")) as store, store.writing() as writing:
+        writing.put_account(ALICE)
+    with contextlib.closing(sqlite3.connect(tmp_path / "s.db")) as raw:
+        for table in ("hardware_reports", "gpus", "gpu_conflicts", "challenges", "memory_proofs"):
+            raw.execute(f"DROP TABLE {table}")
+        raw.execute("PRAGMA user_version = 2")
+    with contextlib.closing(SqliteStore(tmp_path / "s.db")) as store, store.reading() as reading:
+        assert reading.account("alice") == ALICE
+        assert reading.hardware.conflicts(rows_max=1) == ()
+        assert reading.hardware.challenge("a" * 32) is None
+    with contextlib.closing(open_for_audit(tmp_path / "s.db")) as connection:
+        assert AuditReading(connection, lambda rows, text: None).schema_problems() == []

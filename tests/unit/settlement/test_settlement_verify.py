@@ -6,6 +6,7 @@ import sqlite3
 import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,9 +21,18 @@ from settlement_kit import (
 
 from p2p import limits
 from p2p.errors import DataDirectoryError
+from p2p.hardware.report import GpuFacts, HardwareReport
+from p2p.hardware.verdict import Speeds
 from p2p.receipts.chain import ReceiptChain, encode_receipt
 from p2p.receipts.cost import Usage
-from p2p.receipts.messages import COSIGNATURE, RECEIPT_BATCH, VOUCHER, Cosignature
+from p2p.receipts.messages import (
+    COSIGNATURE,
+    RECEIPT_BATCH,
+    REQUEST_PROOF,
+    VOUCHER,
+    Cosignature,
+    RequestProof,
+)
 from p2p.signing import seal, sealed
 from p2p.testing.money import (
     HOST,
@@ -38,6 +48,15 @@ from p2p.testing.money import (
 )
 from p2p.types import NO_ALLOWANCE, AllowanceId, RequestId, sha256
 from settlement.audit import Check
+from settlement.hardware_operations import (
+    Answer,
+    Request,
+    Wish,
+    commit,
+    finish_challenge,
+    issue_challenge,
+    take_report,
+)
 from settlement.keys import DATABASE_NAME, init_network
 from settlement.operations import (
     Credit,
@@ -48,6 +67,7 @@ from settlement.operations import (
     sweep,
 )
 from settlement.receipt_operations import submit_receipts
+from settlement.store import Machine
 from settlement.store_sqlite import SqliteStore
 from settlement.submissions import ReceiptTexts, read_receipts
 from settlement.verify import verify
@@ -55,6 +75,8 @@ from settlement.verify import verify
 NAME, CLOSED, RAISED = (id_bytes(name).hex() for name in ("allowance", "closed", "raised"))
 AFTER_NS = NOW_NS + limits.HOUR_NS + limits.SETTLE_GRACE_NS + 1
 FREE = RequestId(id_bytes("free"))
+OTHER = key("other host")
+UUID = "GPU-5f1f4ac8-6b14-3f7e-9d36-0c4f5a0d7c11"
 
 
 def text(data: bytes) -> str:
@@ -79,6 +101,44 @@ def receipts_of(allowance_id: AllowanceId, *names: str, cosign: bool = True) -> 
 
 def submit(writing, *texts: ReceiptTexts) -> None:
     submit_receipts(writing, HOST_MACHINE, read_receipts(NETWORK, texts))
+
+
+def signed_request(node, path: str, body: bytes) -> Request:
+    proof = RequestProof(
+        network_id=NETWORK,
+        method="POST",
+        path=path,
+        body_sha256=sha256(body),
+        issued_at_ns=NOW_NS,
+        nonce=id_bytes(path),
+    )
+    return Request(body, seal(node, REQUEST_PROOF, proof))
+
+
+def prove_hardware(writing) -> None:
+    """Let a host report a GPU and pass a challenge, and another host claim the same GPU."""
+    gpu = GpuFacts(uuid=UUID, name="Some GPU", memory_bytes=2**34)
+    report = HardwareReport(
+        cpu_name="Some CPU",
+        cpu_cores_count=1,
+        cpu_threads_count=1,
+        memory_bytes=2**35,
+        disk_bytes=0,
+        disk_free_bytes=0,
+        gpus=(gpu,),
+    )
+    body = msgspec.json.encode(report)
+    other = Machine(OTHER.peer_id, "alice", "host", NOW_NS)
+    writing.put_machine(other)
+    for node, machine in ((HOST, HOST_MACHINE), (OTHER, other)):
+        request = signed_request(node, "/v1/hosts/hardware", body)
+        take_report(writing, machine, report, request, now_ns=NOW_NS)
+    fresh = ("c" * 32, bytes(32))
+    issue_challenge(writing, HOST_MACHINE, Wish(UUID, 2**34), fresh, now_ns=NOW_NS)
+    made = commit(writing, HOST_MACHINE, "c" * 32, bytes(8192), lambda most: 0, now_ns=NOW_NS)
+    request = signed_request(HOST, f"/v1/hosts/challenges/{'c' * 32}/answer", b"answer")
+    answer = Answer("", Speeds(1, 1), request.proof)
+    finish_challenge(writing, made, answer, {}, now_ns=NOW_NS)
 
 
 def live(writing, issuer) -> None:
@@ -110,6 +170,7 @@ def live(writing, issuer) -> None:
         receipts_of(NO_ALLOWANCE, "free", cosign=False),
     )
     sweep(writing, now_ns=held_until_ns + 1)
+    prove_hardware(writing)
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +236,7 @@ def test_verify_of_right_books_is_clean_and_looks_at_every_row(right: Path):
         ):
             (count,) = connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()
             assert rows[check] == count > 0, check
+        assert rows[Check.HARDWARE] == 3  # a host, a conflict, a memory proof
         kinds = {kind for (kind,) in connection.execute("SELECT kind FROM transactions")}
     assert kinds == {"credit", "promo", "reserve", "post", "void", "release"}
     assert said[0] == (Check.FILE, 0, 0)
@@ -309,11 +371,34 @@ WRONG = [
      Check.OWNERS, f"balance host:payable:{HOST.peer_id}", "there is no host"),
     ("UPDATE balances SET account = 'client:odd:alice' WHERE account LIKE 'client:promo%'",
      Check.OWNERS, "balance client:odd:alice", "there is no such class"),
+    # hardware
+    ("UPDATE hardware_reports SET body = x'7b7d'",
+     Check.HARDWARE, f"hardware of {HOST.peer_id}", "its host signed another report"),
+    ("UPDATE hardware_reports SET proof = x'00'",
+     Check.HARDWARE, f"hardware of {HOST.peer_id}", "envelope"),
+    (f"UPDATE hardware_reports SET peer_id = '{OTHER.peer_id}'",
+     Check.HARDWARE, f"hardware of {OTHER.peer_id}", "it is not signed by its host"),
+    (f"UPDATE gpus SET peer_id = '{OTHER.peer_id}'",
+     Check.HARDWARE, f"hardware of {OTHER.peer_id}", f"it holds {UUID}, which its report"),
+    ("DELETE FROM gpus",
+     Check.HARDWARE, f"hardware of {HOST.peer_id}", f"names {UUID}, which it does not hold"),
+    ("UPDATE gpus SET seen_at_ns = seen_at_ns + 1",
+     Check.HARDWARE, f"hardware of {HOST.peer_id}", "was seen at another time"),
+    ("UPDATE gpu_conflicts SET holder_peer_id = peer_id",
+     Check.HARDWARE, f"conflict over {UUID}", "the holder as the claimant"),
+    ("UPDATE gpu_conflicts SET uuid = 'GPU-x'",
+     Check.HARDWARE, "conflict over GPU-x", "does not name the GPU"),
+    (f"UPDATE memory_proofs SET peer_id = '{OTHER.peer_id}'",
+     Check.HARDWARE, f"memory proof of {OTHER.peer_id}", "it is not signed by its host"),
+    ("UPDATE memory_proofs SET proven_bytes = 0",
+     Check.HARDWARE, "memory proof of", "nothing was proven"),
+    ("UPDATE memory_proofs SET proof = (SELECT proof FROM hardware_reports)",
+     Check.HARDWARE, "memory proof of", "is another request"),
     # the schema
     ("DROP INDEX vouchers_once",
      Check.SCHEMA, "the schema", "vouchers_once is missing"),
     ("PRAGMA user_version = 7",
-     Check.SCHEMA, "the schema", "its version is 7, not 2"),
+     Check.SCHEMA, "the schema", "its version is 7, not 3"),
 ]  # fmt: skip
 
 
