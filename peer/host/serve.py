@@ -447,7 +447,8 @@ def _prepare(
         message = f"the request is far longer than this host's context of {context_tokens} tokens"
         code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
         return ErrorInfo(code=code, message=message, param="messages")
-    bounds = EngineLimits(offered.model.name, offered.offer.output_tokens_max)
+    model = offered.model
+    bounds = EngineLimits(model.name, offered.offer.output_tokens_max, model.missing)
     prepared = prepare_request(member.engine.parameter_table, event.request.body, bounds)
     if isinstance(prepared, ErrorInfo):
         return prepared

@@ -10,6 +10,7 @@ from p2p.receipts.cost import Usage, cost_micros
 from p2p.types import digest_text
 from peer.host.announce import Announcer
 from peer.host.engines.fleet import NO_ENGINE
+from peer.host.engines.selftest import SelfTest, self_tests_of
 from peer.host.pricing import OfferedModel
 from peer.host.request import Phase, ServedRequest
 from peer.host.serve import HostMember, HostServer
@@ -41,6 +42,7 @@ class EngineStatus(msgspec.Struct):
         model_ids: All that it serves now.
         state: ``starting``, ``loading``, ``ready``, ``failed``, or ``leaving``.
         detail: On the state, in one sentence.
+        self_tests: What was found of its models before they were announced.
     """
 
     kind: str
@@ -52,6 +54,7 @@ class EngineStatus(msgspec.Struct):
     name: str
     model_ids: list[str]
     slots: SlotsStatus
+    self_tests: list[SelfTest]
 
 
 class OfferStatus(msgspec.Struct):
@@ -227,7 +230,16 @@ def _clock_status(offset_ns: int | None) -> ClockStatus:
 
 
 _NO_ENGINE = EngineStatus(
-    "none", None, "failed", None, 0, NO_ENGINE, name="", model_ids=[], slots=SlotsStatus(0, 0, 0)
+    kind="none",
+    model_id=None,
+    state="failed",
+    pid=None,
+    restarts=0,
+    detail=NO_ENGINE,
+    name="",
+    model_ids=[],
+    slots=SlotsStatus(0, 0, 0),
+    self_tests=[],
 )
 
 
@@ -245,6 +257,7 @@ def engine_status(member: HostMember) -> EngineStatus:
         name=member.name,
         model_ids=model_ids,
         slots=SlotsStatus(queue.slots, queue.busy, queue.waiting),
+        self_tests=self_tests_of(engine),
     )
 
 

@@ -33,7 +33,7 @@ class SlowEngine(BaseHTTPRequestHandler):
         self._answer("application/json", json.dumps({"data": [{"id": MODEL}]}).encode())
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if not self.path.endswith("/chat/completions"):
             self.send_error(404)
             return
@@ -42,11 +42,12 @@ class SlowEngine(BaseHTTPRequestHandler):
         self.send_header("connection", "close")
         self.end_headers()
         with contextlib.suppress(OSError):  # the host hung up
-            for word in EXPECTED:
+            words = EXPECTED[: asked["max_tokens"]]
+            for word in words:
                 self._event({"delta": {"content": f"{word} "}, "index": 0, "finish_reason": None})
                 time.sleep(TOKEN_SECONDS)
             self._event({"delta": {}, "index": 0, "finish_reason": "stop"})
-            usage = {"prompt_tokens": 5, "completion_tokens": TOKENS}
+            usage = {"prompt_tokens": 5, "completion_tokens": len(words)}
             self.wfile.write(b"data: %s\n\n" % json.dumps({"choices": [], "usage": usage}).encode())
             self.wfile.write(b"data: [DONE]\n\n")
         self.close_connection = True

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from p2p.errors import ErrorCode
 from p2p.types import Feature, ModelId
+from peer.host.engines.abilities import Ability
 
 
 class EngineState(enum.Enum):
@@ -41,6 +42,7 @@ class EngineModel:
         name: The engine's own name of it, which may differ from the id on offer.
         weights_sha256: Digest of the weights file, or empty if it can't be seen.
         engine: ``llama.cpp``, ``vllm``, ``tgi`` or ``openai``.
+        missing: What its self-test found that it can't do; requests for that are refused.
     """
 
     model_id: ModelId
@@ -52,6 +54,7 @@ class EngineModel:
     engine_version: str = ""
     weights_sha256: bytes = b""
     template_sha256: bytes = b""
+    missing: frozenset[Ability] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

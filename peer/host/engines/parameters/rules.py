@@ -97,7 +97,7 @@ class Table:
         found = {rule.needs for rule in self.rules.values() if rule.needs is not None}
         if self.continues is not None:
             found.add(Ability.CONTINUE)
-        return MINIMUM | found
+        return MINIMUM | found | {Ability.IMAGES}  # what a message may hold is the same for all
 
 
 # -- rules -------------------------------------------------------------------------------------
