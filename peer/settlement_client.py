@@ -9,6 +9,7 @@ import base64
 import binascii
 import contextlib
 import email.utils
+import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from types import TracebackType
@@ -20,6 +21,8 @@ import msgspec
 from p2p import limits
 from p2p.clock import WallClock
 from p2p.errors import RemoteProtocolError
+from p2p.hardware.report import HardwareReport
+from p2p.hardware.verdict import Speeds
 from p2p.receipts.messages import (
     ALLOWANCE,
     ENROLMENT,
@@ -33,20 +36,25 @@ from p2p.signing import SecretKey, Signed, seal, unseal
 from p2p.types import ID_BYTES, AllowanceId, NetworkId, PeerId, PublicKey, sha256
 from peer.settlement_replies import (
     AllowanceReply,
+    ChallengeEnded,
+    ChallengeIssued,
     CloseOutcome,
     CloseReply,
     CloseResult,
+    CommitmentTaken,
     Earnings,
     Enrolled,
     EnrolmentReply,
     ErrorBody,
     ErrorReply,
+    HardwareKnown,
     NetworkReply,
     NetworkStatus,
     ReceiptItem,
     ReceiptOutcome,
     ReceiptReply,
     ReceiptResult,
+    ReportTaken,
     SettlementError,
     SettlementRefusedError,
     SettlementUnreachableError,
@@ -56,14 +64,19 @@ from peer.settlement_replies import (
 )
 
 __all__ = [
+    "ChallengeEnded",
+    "ChallengeIssued",
     "CloseOutcome",
     "CloseResult",
+    "CommitmentTaken",
     "Earnings",
     "Enrolled",
+    "HardwareKnown",
     "NetworkStatus",
     "ReceiptItem",
     "ReceiptOutcome",
     "ReceiptResult",
+    "ReportTaken",
     "SettlementClient",
     "SettlementError",
     "SettlementRefusedError",
@@ -79,6 +92,9 @@ REQUEST_ITEMS_BYTES_MAX = 2 * 1024 * 1024  # before base64; settlement takes 4 M
 RESPONSE_BYTES_MAX = 4 * 1024 * 1024
 TIMEOUT_S = 10.0
 _DATE_HALF_STEP_NS = limits.SECOND_NS // 2  # a Date header is cut to whole seconds
+_CHALLENGES = "/v1/hosts/challenges"
+_CHALLENGE_ID = re.compile("[0-9a-f]{32}")
+_SEED = re.compile("[0-9a-f]{64}")
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 ReplyT = TypeVar("ReplyT")
@@ -240,6 +256,53 @@ class SettlementClient:
     async def earnings(self) -> Earnings:
         """Ask what this host earned."""
         return await self._call("GET", "/v1/earnings", None, Earnings)
+
+    async def report_hardware(self, report: HardwareReport) -> ReportTaken:
+        """Say what this host's machine is.
+
+        Raises:
+            SettlementRefusedError: 409 ``gpu_taken`` if a GPU of it is another live host's.
+        """
+        return await self._call("POST", "/v1/hosts/hardware", report, ReportTaken)
+
+    async def issue_challenge(self, device: str, memory_bytes: int) -> ChallengeIssued:
+        """Ask for a seed with which to fill memory.
+
+        Args:
+            device: A reported GPU's uuid, or ``cpu``.
+            memory_bytes: All of the GPU's, or some of the processor's.
+
+        Raises:
+            SettlementRefusedError: 404 without a report; 400 for other memory; 429 too soon.
+        """
+        body = {"device": device, "memory_bytes": memory_bytes}
+        issued = await self._call("POST", _CHALLENGES, body, ChallengeIssued)
+        if not _CHALLENGE_ID.fullmatch(issued.challenge_id) or not _SEED.fullmatch(issued.seed):
+            raise SettlementUnreachableError("settlement's challenge has a bad id or seed")
+        if issued.memory_bytes != memory_bytes:
+            raise SettlementUnreachableError("settlement's challenge is about other memory")
+        return issued
+
+    async def commit_challenge(self, challenge_id: str, roots: bytes) -> CommitmentTaken:
+        """Commit to what the memory was filled with."""
+        path = f"{_CHALLENGES}/{challenge_id}/commitment"
+        return await self._call("POST", path, {"roots": _text(roots)}, CommitmentTaken)
+
+    async def answer_challenge(
+        self, challenge_id: str, answer: bytes, speeds: Speeds
+    ) -> ChallengeEnded:
+        """Show what was asked for, and what was measured."""
+        path = f"{_CHALLENGES}/{challenge_id}/answer"
+        body = {
+            "answer": _text(answer),
+            "copy_gb_per_s": speeds.copy_gb_per_s,
+            "matmul_tflops": speeds.matmul_tflops,
+        }
+        return await self._call("POST", path, body, ChallengeEnded)
+
+    async def hardware_of(self, peer_id: PeerId) -> HardwareKnown:
+        """Ask what is known of a host's hardware."""
+        return await self._call("GET", f"/v1/hosts/{peer_id}/hardware", None, HardwareKnown)
 
     async def _checked_allowance(
         self, envelope: bytes, allowance_id: AllowanceId

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import msgspec
 
 from p2p.errors import SparewattError
+from p2p.hardware.verdict import Level
 from p2p.types import NetworkId, PublicKey
 
 
@@ -150,6 +151,46 @@ class ReceiptItem:
     receipts: tuple[bytes, ...]
     batch: bytes
     cosignature: bytes | None = None
+
+
+class ReportTaken(msgspec.Struct, frozen=True):
+    """What settlement knows of this machine after a report, and when it wants the next."""
+
+    level: Level
+    renew_within_s: int
+
+
+class ChallengeIssued(msgspec.Struct, frozen=True):
+    """What is to be solved."""
+
+    challenge_id: str
+    seed: str
+    memory_bytes: int
+
+    @property
+    def seed_bytes(self) -> bytes:
+        """The seed."""
+        return bytes.fromhex(self.seed)
+
+
+class CommitmentTaken(msgspec.Struct, frozen=True):
+    """Which segments are to be shown: row and number."""
+
+    samples: list[tuple[int, int]]
+
+
+class ChallengeEnded(msgspec.Struct, frozen=True):
+    """How a challenge ended; ``outcome`` is ``passed`` or ``failed``."""
+
+    outcome: str
+    proven_bytes: int
+    problems: list[str]
+
+
+class HardwareKnown(msgspec.Struct, frozen=True):
+    """What settlement knows of a host's hardware."""
+
+    level: Level
 
 
 # -- shapes of the answers ----------------------------------------------------------------------

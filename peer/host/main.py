@@ -32,7 +32,7 @@ from peer.host.engines.fake import FakeEngine
 from peer.host.engines.fleet import Fleet
 from peer.host.engines.make import make_engine
 from peer.host.engines.selftest import TestedEngine
-from peer.host.hardware import find_gpus, read_report, summary_of
+from peer.host.hardware.reporter import HardwareReporter
 from peer.host.journal import Journal, open_journal
 from peer.host.logbook import Logbook
 from peer.host.request import ServedRequest
@@ -162,9 +162,16 @@ class _Host:
             transport=self._tools.settlement_transport,
         )
         path = config.data_dir / JOURNAL_NAME
-        search = await self._tools.run_work(find_gpus)
-        self._hardware = summary_of(read_report(search, config.data_dir))
-        _LOG.info("this machine: %s", search.reason or f"{len(search.gpus)} GPUs")
+        self._hardware = HardwareReporter(
+            client,
+            config.data_dir,
+            self._clock,
+            run_work=self._tools.run_work,
+            rng=self._tools.rng,
+        )
+        await self._hardware.look()
+        summary = self._hardware.summary
+        _LOG.info("this machine: %d x %s", summary.count, summary.name)
         async with (
             open_journal(path, run_work=self._tools.run_work) as journal,
             client,
@@ -184,10 +191,16 @@ class _Host:
             node.serve_links(SESSION_PROTOCOL, server.accept_link)
             nursery.start_soon(settler.run, config.enrol_code)
             nursery.start_soon(announcer.run)
+            nursery.start_soon(self._report_hardware, settler, announcer)
             nursery.start_soon(self._get_ready, settler, announcer, ready)
             await stopping.wait()
             await self._stop(server, announcer, settler)
             nursery.cancel_scope.cancel()
+
+    async def _report_hardware(self, settler: Settler, announcer: Announcer) -> None:
+        self._hardware.on_change = announcer.changed
+        await settler.wait_first_round()
+        await self._hardware.run()
 
     async def _get_ready(
         self, settler: Settler, announcer: Announcer, ready: Callable[[Ready], None]
@@ -281,7 +294,7 @@ class _Host:
                 network_id=self._config.network.network_id,
                 state=server.state[0],
                 offered=server.offered,
-                hardware=self._hardware,
+                hardware=self._hardware.summary,
                 region=self._config.region,
                 owner_tag=settler.owner_tag,
             )
@@ -300,6 +313,7 @@ class _Host:
             server,
             announcer,
             settler,
+            self._hardware,
             version=importlib.metadata.version("sparewatt"),
             uptime_s=lambda: int(trio.current_time() - started_s),
         )

@@ -11,6 +11,7 @@ from p2p.types import digest_text
 from peer.host.announce import Announcer
 from peer.host.engines.fleet import NO_ENGINE
 from peer.host.engines.selftest import SelfTest, self_tests_of
+from peer.host.hardware.reporter import HardwareReporter
 from peer.host.pricing import OfferedModel
 from peer.host.request import Phase, ServedRequest
 from peer.host.serve import HostMember, HostServer
@@ -108,6 +109,35 @@ class SettlementStatus(msgspec.Struct):
     detail: str
 
 
+class GpuStatus(msgspec.Struct):
+    """One GPU."""
+
+    uuid: str
+    name: str
+    memory_bytes: int
+    driver: str
+
+
+class HardwareStatus(msgspec.Struct):
+    """This machine.
+
+    Attributes:
+        reason: Why there is no GPU, or not all; empty if all is well.
+        level: What settlement knows of it: none, self-reported or challenged.
+        detail: Why settlement does not take its report; empty if it does.
+    """
+
+    kind: str
+    name: str
+    count: int
+    memory_bytes: int
+    gpus: list[GpuStatus]
+    reason: str
+    level: str
+    reported_at: str | None
+    detail: str
+
+
 class CountersStatus(msgspec.Struct):
     """Sums since the start."""
 
@@ -138,6 +168,7 @@ class HostStatus(msgspec.Struct):
     earnings: EarningsStatus
     settlement: SettlementStatus
     counters: CountersStatus
+    hardware: HardwareStatus
 
 
 class StatusBoard:
@@ -148,6 +179,7 @@ class StatusBoard:
         server: HostServer,
         announcer: Announcer,
         settler: Settler,
+        hardware: HardwareReporter,
         *,
         version: str,
         uptime_s: Callable[[], int],
@@ -155,6 +187,7 @@ class StatusBoard:
         self._server = server
         self._announcer = announcer
         self._settler = settler
+        self._hardware = hardware
         self._version = version
         self._uptime_s = uptime_s
 
@@ -196,6 +229,7 @@ class StatusBoard:
                 server.counters["refused_total"],
                 server.counters["errors_total"],
             ),
+            hardware=_hardware_status(self._hardware),
         )
 
     def _requests(self) -> list[RequestStatus]:
@@ -258,6 +292,24 @@ def engine_status(member: HostMember) -> EngineStatus:
         model_ids=model_ids,
         slots=SlotsStatus(queue.slots, queue.busy, queue.waiting),
         self_tests=self_tests_of(engine),
+    )
+
+
+def _hardware_status(reporter: HardwareReporter) -> HardwareStatus:
+    summary = reporter.summary
+    return HardwareStatus(
+        kind=summary.kind,
+        name=summary.name,
+        count=summary.count,
+        memory_bytes=summary.memory_bytes,
+        gpus=[
+            GpuStatus(gpu.uuid, gpu.name, gpu.memory_bytes, gpu.driver)
+            for gpu in reporter.report.gpus
+        ],
+        reason=reporter.search.reason,
+        level=reporter.level.value,
+        reported_at=time_text(reporter.reported_at_ns),
+        detail=reporter.detail,
     )
 
 

@@ -42,6 +42,7 @@ class FakeSettlement(httpx.AsyncBaseTransport):
     closes: list[bytes] = field(default_factory=list)
     keys: tuple[PublicKey, ...] = (SETTLEMENT.public,)
     enrolments: int = 0
+    reports: list[dict[str, object]] = field(default_factory=list)
     calls: int = 0
     delay_s: float = 0.0
     refuses_vouchers: bool = False
@@ -74,6 +75,10 @@ class FakeSettlement(httpx.AsyncBaseTransport):
     def _enrolments(self, content: dict[str, object]) -> dict[str, object]:
         self.enrolments += 1
         return {"account_id": "acc1", "role": "host", "owner_tag": None}
+
+    def _hardware(self, content: dict[str, object]) -> dict[str, object]:
+        self.reports.append(content)
+        return {"level": "self-reported", "renew_within_s": 300}
 
     def _vouchers(self, content: dict[str, list[str]]) -> dict[str, object]:
         results = []
