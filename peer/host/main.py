@@ -26,6 +26,7 @@ from peer.host.consents import CONSENTS_NAME, ConsentBook
 from peer.host.control import ControlApi
 from peer.host.control_engines import EngineControl
 from peer.host.control_models import ModelControl
+from peer.host.control_node import NodeControl
 from peer.host.engines.api import Engine
 from peer.host.engines.fake import FakeEngine
 from peer.host.engines.fleet import Fleet
@@ -327,6 +328,10 @@ class _Host:
         # What a part of the host adds.
         control.add(EngineControl(self._fleet).routes())
         control.add(ModelControl(self._consents, self._fleet).routes())
+        node = NodeControl(
+            server, board, monotonic_s=trio.current_time, set_paused=control.set_paused
+        )
+        control.add(node.routes())
         return control
 
     def _make_engine(self, hosted: HostedEngine) -> Engine:
