@@ -161,7 +161,8 @@ class NodeControl:
         is_stream = fields.get("stream") is True
         if not is_stream and fields.get("tools"):
             raise ControlError(400, "tools need stream: true here", param="tools")
-        bounds = EngineLimits(offered.model.name, offered.offer.output_tokens_max)
+        model = offered.model
+        bounds = EngineLimits(model.name, offered.offer.output_tokens_max, model.missing)
         table = member.engine.parameter_table
         prepared = prepare_request(table, msgspec.json.encode(fields), bounds)
         if isinstance(prepared, ErrorInfo):
