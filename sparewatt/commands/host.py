@@ -12,6 +12,7 @@ from sparewatt.commands.common import DATA_VARIABLE, default_data_dir, example
 from sparewatt.commands.daemons import code_option, read_code, ready_fields, verbose_option
 from sparewatt.commands.host_challenge import challenge_command
 from sparewatt.commands.host_doctor import doctor_command
+from sparewatt.commands.host_init import init_command
 from sparewatt.commands.host_service import service_group
 from sparewatt.daemon import explained, ready_writer, run_daemon, set_up_log
 from sparewatt.host_file import FILE_NAME, read_host_file
@@ -50,7 +51,6 @@ class HostOptions(TypedDict):
     region: str | None
     listen: tuple[str, ...]
     relayed: bool
-    sandbox: str | None
     accept_licences: bool
     enrol_code_file: Path | None
     verbose: bool
@@ -149,13 +149,6 @@ class HostOptions(TypedDict):
 )
 @click.option("--relayed", is_flag=True, help="Be reachable through a relay too.")
 @click.option(
-    "--sandbox",
-    type=click.Choice(["auto", "podman", "docker", "bubblewrap", "native"]),
-    show_default=HostTable().sandbox,
-    help="What keeps engines that the host starts away from the rest of this machine; native is "
-    "none at all.",
-)
-@click.option(
     "--accept-licences",
     is_flag=True,
     help="You have read and accept the terms of each model that this host is told to serve; "
@@ -182,18 +175,25 @@ def host_command(context: click.Context, **options: Unpack[HostOptions]) -> None
 
 
 host_command.add_command(doctor_command)
+host_command.add_command(init_command)
 host_command.add_command(service_group)
 host_command.add_command(challenge_command)
 
 
 def _serve(options: HostOptions) -> None:
+    set_up_log(verbose=options["verbose"])
+    with explained():
+        config = _config(options)
+    serve(config)
+
+
+def serve(config: "HostConfig") -> None:
+    """Run a host in the foreground until a signal comes; the log is set up already."""
     from p2p.clock import system_clock
     from p2p.net import open_node
     from peer.host.main import run_host
 
-    set_up_log(verbose=options["verbose"])
     with explained():
-        config = _config(options)
         write = ready_writer(config.data_dir)
     run_daemon(
         partial(
@@ -220,7 +220,6 @@ def _config(options: HostOptions) -> "HostConfig":
         region=options["region"],
         listen=options["listen"],
         relayed=options["relayed"],
-        sandbox=options["sandbox"],
         accepts_licences=options["accept_licences"],
     )
     return host_config(

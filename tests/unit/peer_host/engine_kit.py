@@ -215,12 +215,7 @@ async def open_http_engine(
 
 @asynccontextmanager
 async def open_llamacpp(
-    tmp_path: Path,
-    *,
-    model: Path | None = None,
-    timeouts: EngineTimeouts | None = None,
-    is_run: bool = True,
-    deadline_s: float = 60,
+    tmp_path: Path, *, model: Path | None = None, timeouts: EngineTimeouts | None = None
 ) -> AsyncIterator[SupervisedEngine]:
     loop = Loop()
     spec = LlamacppSpec(model=model or model_file(), model_id=SMOLLM2, context_tokens=512)
@@ -231,10 +226,9 @@ async def open_llamacpp(
         place=EnginePlace(socket_dir=tmp_path / "sock", log_path=tmp_path / "engine.log", slots=2),
         timeouts=timeouts or EngineTimeouts(),
     )
-    with trio.fail_after(deadline_s):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(loop.run)
-            if is_run:
-                nursery.start_soon(engine.run)
+            nursery.start_soon(engine.run)
             yield engine
             nursery.cancel_scope.cancel()

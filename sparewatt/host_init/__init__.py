@@ -1,0 +1,1 @@
+"""``sparewatt host init``: from a bare machine to a serving host, one question after another."""
