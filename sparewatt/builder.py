@@ -281,8 +281,9 @@ class LocalNetwork:
 
     def _spawn_host(self, plan: HostPlan, port: int) -> Started:
         price = f"{plan.price}"
-        # A network of this machine is for trying: nobody else is served.
+        # A network of this machine is for trying: nobody else is served, and nobody to be kept out.
         arguments = ["--engine", str(plan.engine), "--price", price, "--accept-licences"]
+        arguments += ["--sandbox", "native"]
         if plan.slots:
             arguments += ["--slots", str(plan.slots)]
         if plan.model_id:

@@ -59,6 +59,7 @@ class HostFlags:
     listen: tuple[str, ...] = ()
     relayed: bool = False
     accepts_licences: bool = False
+    sandbox: str | None = None
 
 
 def with_flags(file: HostFile, flags: HostFlags) -> HostFile:
@@ -74,6 +75,7 @@ def with_flags(file: HostFile, flags: HostFlags) -> HostFile:
         relayed=flags.relayed or None,
         accept_licences=flags.accepts_licences or None,
         region=flags.region,
+        sandbox=flags.sandbox,
         slots=flags.slots,
         queue=flags.queue_max,
     )
@@ -119,6 +121,7 @@ def host_config(
         Problem: If a value is well-formed and can't be used; names its place in the file.
     """
     from peer.host.config import EngineTimeouts, HostConfig
+    from peer.host.sandbox.settings import SandboxKind
 
     network_file = require_startable(file)
     prices = _prices(file.price, path)
@@ -143,6 +146,8 @@ def host_config(
         enrol_code=enrol_code,
         use_relay=file.host.relayed,
         accepts_licences=file.host.accept_licences,
+        sandbox=SandboxKind(file.host.sandbox),
+        sandbox_image=file.host.sandbox_image or "",
         timeouts=EngineTimeouts(
             head_s=file.timeouts.head_s,
             token_s=file.timeouts.token_s,

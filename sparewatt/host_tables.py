@@ -11,7 +11,7 @@ key lies in a file of its own, which is named here.
 
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -63,6 +63,20 @@ class HostTable(_Table, frozen=True):
             "accept` asks for each; what is not accepted is not announced."
         ),
     ] = False
+    sandbox: Annotated[
+        Literal["auto", "podman", "docker", "bubblewrap", "native"],
+        note(
+            "What keeps engines that the host starts away from the rest of this machine: the best "
+            "that works here (auto), or one by name. native is none at all."
+        ),
+    ] = "auto"
+    sandbox_image: Annotated[
+        str | None,
+        note(
+            "The container image that they run in, if not this machine's own programs.",
+            "localhost/sparewatt/engine-llamacpp:latest",
+        ),
+    ] = None
     region: Annotated[str, note("Two-letter country code to announce, or empty.", "DE")] = ""
     slots: Annotated[int, whole(1, 1024, "Requests that the engine works on at a time.")] | None = (
         None

@@ -115,6 +115,13 @@ class Counters(msgspec.Struct, frozen=True):
     errors_total: int = 0
 
 
+class Sandbox(msgspec.Struct, frozen=True):
+    """What engines run in, and what the owner must know about it."""
+
+    kind: str = ""
+    warning: str = ""
+
+
 class HostStatus(msgspec.Struct, frozen=True):
     """All that ``GET /v1/status`` says."""
 
@@ -126,6 +133,7 @@ class HostStatus(msgspec.Struct, frozen=True):
     uptime_s: float = 0
     clock: Clock = Clock()
     engine: Engine = Engine()
+    sandbox: Sandbox = Sandbox()
     offers: tuple[Offer, ...] = ()
     slots: Slots = Slots()
     requests: tuple[Request, ...] = ()
@@ -187,6 +195,9 @@ class Notice(msgspec.Struct, frozen=True):
 def notices(status: HostStatus) -> tuple[Notice, ...]:
     """Return what the owner should know, the worst first."""
     found = [_state_notice(status), _clock_notice(status.clock), _engine_notice(status.engine)]
+    if status.sandbox.warning:
+        text = status.sandbox.warning
+        found.append(Notice(Severity.WARNING, f"{text[0].upper()}{text[1:]}."))
     settlement = status.settlement
     if settlement.reachable is False:
         detail = f" ({settlement.detail})" if settlement.detail else ""

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from p2p.hardware.verdict import Level
 from p2p.overlay import PeerAddress
 from p2p.records import CapabilityRecord, Offer
 from p2p.signing import Signed
@@ -30,6 +31,7 @@ class Host:
         health: Per model, compared without case.
         trouble: Why there is no link, or empty.
         connecting: Whether one is being opened right now.
+        hardware_level: What settlement knows of its hardware.
     """
 
     peer_id: PeerId
@@ -40,6 +42,7 @@ class Host:
     health: dict[str, Health] = field(default_factory=dict)
     trouble: str = ""
     connecting: bool = True
+    hardware_level: Level = Level.NONE
     _offers: dict[str, Offer] = field(default_factory=dict)
     _offers_of: Signed[CapabilityRecord] | None = None
 

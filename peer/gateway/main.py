@@ -32,6 +32,7 @@ from peer.gateway.http import GatewayHandler
 from peer.gateway.journal import FILE_NAME as JOURNAL_NAME
 from peer.gateway.journal import Journal, open_journal
 from peer.gateway.keys import KeyStore, open_keys
+from peer.gateway.levels import Levels
 from peer.gateway.parts import TICK_S, Core, Parts, connect, make_core, monotonic_ns
 from peer.gateway.wallet import Wallet
 from peer.group_commit import Runner, run_in_thread
@@ -173,6 +174,7 @@ class _Gateway:
                         parts = self._make_parts(node, core, books)
                         tasks.start_soon(self._start_money, wallet, books, tasks)
                         tasks.start_soon(parts.run)
+                        tasks.start_soon(Levels(core.table, client).run)
                         tasks.start_soon(self._prune, journal)
                         ready(Ready(self._url(port), self._key.peer_id))
                         await stopping.wait()

@@ -84,6 +84,7 @@ class _Chat(msgspec.Struct):
     logit_bias: dict[str, float] | None = None
     tools: list[msgspec.Raw] | None = None
     response_format: _ResponseFormat | None = None
+    return_token_ids: bool | None = None
     user: str | None = None
     provider: _Provider | None = None
 
@@ -224,9 +225,16 @@ def _stop_bytes(stop: str | list[str] | None) -> int:
 
 
 def _features(chat: _Chat) -> frozenset[Feature]:
-    if not (chat.tools or chat.response_format or chat.logprobs):
+    is_begun = chat.messages[-1].role == "assistant"
+    if not (
+        chat.tools or chat.response_format or chat.logprobs or chat.return_token_ids or is_begun
+    ):
         return _NO_FEATURES
     needed = set()
+    if is_begun:
+        needed.add(Feature.CONTINUE)
+    if chat.return_token_ids:
+        needed.add(Feature.TOKEN_IDS)
     if chat.tools:
         needed.add(Feature.TOOLS)
     if chat.response_format is not None and chat.response_format.type != "text":

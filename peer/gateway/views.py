@@ -9,11 +9,13 @@ from decimal import Decimal
 
 import msgspec
 
+from p2p.hardware.verdict import Level
 from p2p.records import Offer
 from p2p.types import model_key
 from peer.gateway.answer import dollars
 from peer.gateway.hosts import Host, HostTable
 from peer.gateway.journal import Proof, UsageEntry
+from peer.gateway.levels import level_of
 from peer.gateway.routing import Decision, Policy
 
 JsonObject = dict[str, object]
@@ -98,7 +100,23 @@ def _host(host: Host) -> JsonObject:
         "slots_free": link.slots_free if link is not None else None,
         "open_requests": link.open_requests if link is not None else 0,
         "traffic": link.traffic if link is not None else None,
+        "hardware": _hardware(host),
         "models": [_host_model(host, offer) for offer in host.offers],
+    }
+
+
+def _hardware(host: Host) -> JsonObject | None:
+    """Return what a host says it runs on, and how much is known of that."""
+    if host.record is None:
+        return None
+    said = host.record.value.hardware
+    return {
+        "kind": said.kind,
+        "name": said.name,
+        "count": said.count,
+        "memory_bytes": said.memory_bytes,
+        "level": level_of(host).value,
+        "challenged": host.hardware_level is Level.CHALLENGED,
     }
 
 

@@ -9,6 +9,7 @@ from p2p import limits
 from p2p.network import NetworkInfo
 from p2p.types import QUANTIZATIONS, ModelId
 from p2p.wire import require_range, require_text
+from peer.host.sandbox.settings import SandboxKind
 
 SLOTS_COUNT_MAX = 1024
 QUEUE_COUNT_MAX = 4096
@@ -178,6 +179,8 @@ class HostConfig:
         enrol_code: A one-time code that joins this host to an account, or None.
         use_relay: Whether to be reachable through a relay too.
         accepts_licences: Whether the owner accepts the terms of all that it is told to serve.
+        sandbox: What its own engines run in.
+        sandbox_image: The container image that they run in; empty for this machine's programs.
     """
 
     data_dir: Path
@@ -189,6 +192,8 @@ class HostConfig:
     enrol_code: str | None = None
     use_relay: bool = False
     accepts_licences: bool = False
+    sandbox: SandboxKind = SandboxKind.AUTO
+    sandbox_image: str = ""
     timeouts: EngineTimeouts = EngineTimeouts()
 
     def __post_init__(self) -> None:

@@ -10,7 +10,15 @@ import msgspec
 import trio
 
 from peer.group_commit import JournalError
-from peer.host.control_routes import ControlError, Later, Route, Routes, error_body, query_text
+from peer.host.control_routes import (
+    ControlError,
+    Later,
+    Route,
+    Routes,
+    Streamed,
+    error_body,
+    query_text,
+)
 from peer.host.journal import Journal, StoredBatch
 from peer.host.logbook import Logbook, LogEntry
 from peer.host.serve import HostServer
@@ -113,6 +121,8 @@ class ControlApi:
             return
         if isinstance(answer, Later):
             self._later(exchange, answer.work)
+        elif isinstance(answer, Streamed):
+            answer.begin(exchange)
         else:
             _respond(exchange, answer)
 
@@ -149,19 +159,29 @@ class ControlApi:
 
     # -- steering ------------------------------------------------------------------------------
 
+    def set_paused(self, is_paused: bool) -> None:  # noqa: FBT001 - the value is the argument
+        """Pause, or resume from a pause and from a drain."""
+        self._server.is_paused = is_paused
+        if not is_paused:
+            self._server.is_drained = False
+        _LOG.info("%s by the owner", "paused" if is_paused else "resumed")
+        self._server.on_change()
+
     def _pause(self, request: HttpRequest, exchange: Exchange) -> None:
-        self._server.is_paused = True
-        self._steered(exchange, "paused by the owner")
+        self.set_paused(True)
+        self._steered(exchange)
 
     def _resume(self, request: HttpRequest, exchange: Exchange) -> None:
-        self._server.is_paused = self._server.is_drained = False
-        self._steered(exchange, "resumed by the owner")
+        self.set_paused(False)
+        self._steered(exchange)
 
     def _drain(self, request: HttpRequest, exchange: Exchange) -> None:
         self._server.is_drained = True
         self._server.say_goaway("this host is draining")
         self._settler.want()
-        self._steered(exchange, "draining at the owner's wish")
+        _LOG.info("draining at the owner's wish")
+        self._server.on_change()
+        self._steered(exchange)
 
     def _settle(self, request: HttpRequest, exchange: Exchange) -> None:
         async def settle() -> object:
@@ -174,9 +194,7 @@ class ControlApi:
 
         self._later(exchange, settle)
 
-    def _steered(self, exchange: Exchange, what: str) -> None:
-        _LOG.info("%s", what)
-        self._server.on_change()
+    def _steered(self, exchange: Exchange) -> None:
         state, reason = self._server.state
         _respond(exchange, {"ok": True, "state": state.value, "state_reason": reason})
 

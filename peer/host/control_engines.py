@@ -107,7 +107,12 @@ def _read_engine(body: LoadBody) -> HostedEngine:
         raise ControlError(400, str(error), param="engine") from error
 
 
+def refused_by_fleet(refusal: FleetRefusal) -> ControlError:
+    """Return what the owner is told of a refusal."""
+    return ControlError(_STATUSES[refusal], refusal.value, param="name")
+
+
 def _answer(outcome: HostMember | FleetRefusal) -> object:
     if isinstance(outcome, FleetRefusal):
-        raise ControlError(_STATUSES[outcome], outcome.value, param="name")
+        raise refused_by_fleet(outcome)
     return {"ok": True, "engine": engine_status(outcome)}

@@ -2,8 +2,9 @@
 
 A part has a module of its own (``control_terms`` and so on) with a function that returns
 ``Routes``; ``main`` hands them to ``ControlApi.add``. A route gets the request and returns what is
-encoded as JSON, or ``Later`` with what is to be awaited for it. What the owner did wrong is raised
-as a ``ControlError`` that says what, where, and what to do instead.
+encoded as JSON, ``Later`` with what is to be awaited for it, or ``Streamed`` if it answers by
+itself. What the owner did wrong is raised as a ``ControlError`` that says what, where, and what to
+do instead.
 """
 
 import re
@@ -15,6 +16,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from p2p.errors import SparewattError
+from peer.http.exchange import Exchange
 from peer.http.messages import HttpRequest
 
 BodyT = TypeVar("BodyT")
@@ -48,6 +50,16 @@ class Later:
     """
 
     work: Callable[[], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """An answer that its route gives over time, by itself.
+
+    ``begin`` is called at once; it keeps the exchange and must answer in the end.
+    """
+
+    begin: Callable[[Exchange], None]
 
 
 Route = Callable[[HttpRequest], object]

@@ -1,6 +1,5 @@
 """The host as one process: what it is made of, in which order it starts and ends."""
 
-import importlib.metadata
 import logging
 import math
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from peer.host.consents import CONSENTS_NAME, ConsentBook
 from peer.host.control import ControlApi
 from peer.host.control_engines import EngineControl
 from peer.host.control_models import ModelControl
+from peer.host.control_node import NodeControl
 from peer.host.engines.api import Engine
 from peer.host.engines.fake import FakeEngine
 from peer.host.engines.fleet import Fleet
@@ -36,6 +36,7 @@ from peer.host.hardware.reporter import HardwareReporter
 from peer.host.journal import Journal, open_journal
 from peer.host.logbook import Logbook
 from peer.host.request import ServedRequest
+from peer.host.sandbox.held import HeldSandbox, held_open
 from peer.host.serve import HostServer
 from peer.host.settle import Settler
 from peer.host.status import StatusBoard
@@ -138,6 +139,9 @@ class _Host:
         self._tools = tools
         self._logbook = logbook
         self._loop = Loop(gather_s=ENGINE_GATHER_S)
+        self._sandbox = HeldSandbox(
+            config.sandbox, data_dir=config.data_dir, image=config.sandbox_image
+        )
         self._consents = ConsentBook(
             config.data_dir / CONSENTS_NAME, clock, accepts_all=config.accepts_licences
         )
@@ -176,6 +180,7 @@ class _Host:
             open_journal(path, run_work=self._tools.run_work) as journal,
             client,
             open_node(self._node_config()) as node,
+            held_open(self._sandbox),
             trio.open_nursery() as nursery,
         ):
             books = await self._open_books(journal)
@@ -314,8 +319,8 @@ class _Host:
             announcer,
             settler,
             self._hardware,
-            version=importlib.metadata.version("sparewatt"),
             uptime_s=lambda: int(trio.current_time() - started_s),
+            sandbox=self._sandbox,
         )
         control = ControlApi(
             server, board, settler, journal=journal, logbook=self._logbook, loop=self._loop
@@ -323,9 +328,15 @@ class _Host:
         # What a part of the host adds.
         control.add(EngineControl(self._fleet).routes())
         control.add(ModelControl(self._consents, self._fleet).routes())
+        node = NodeControl(
+            server, board, monotonic_s=trio.current_time, set_paused=control.set_paused
+        )
+        control.add(node.routes())
         return control
 
     def _make_engine(self, hosted: HostedEngine) -> Engine:
-        engine = make_engine(hosted, self._loop, self._config.data_dir, self._config.timeouts)
+        engine = make_engine(
+            hosted, self._loop, self._config.data_dir, self._config.timeouts, self._sandbox
+        )
         # The fake one is a rehearsal's: it does what it says, and at a speed that is asked for.
         return engine if isinstance(engine, FakeEngine) else TestedEngine(engine)

@@ -1,5 +1,6 @@
 """What the owner sees: the host's state as one value, in the shape of the control API's JSON."""
 
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
@@ -14,6 +15,7 @@ from peer.host.engines.selftest import SelfTest, self_tests_of
 from peer.host.hardware.reporter import HardwareReporter
 from peer.host.pricing import OfferedModel
 from peer.host.request import Phase, ServedRequest
+from peer.host.sandbox.held import HeldSandbox
 from peer.host.serve import HostMember, HostServer
 from peer.host.settle import Settler
 
@@ -147,6 +149,19 @@ class CountersStatus(msgspec.Struct):
     errors_total: int
 
 
+class SandboxStatus(msgspec.Struct):
+    """What engines run in, and what the owner must know about it.
+
+    Attributes:
+        kind: What was asked for until the first engine starts.
+        passed_over: Why better ones were not taken.
+    """
+
+    kind: str
+    warning: str
+    passed_over: list[str]
+
+
 class HostStatus(msgspec.Struct):
     """All of it; ``engine`` is the first of ``engines``."""
 
@@ -159,6 +174,7 @@ class HostStatus(msgspec.Struct):
     clock: ClockStatus
     engine: EngineStatus
     engines: list[EngineStatus]
+    sandbox: SandboxStatus
     offers: list[OfferStatus]
     slots: SlotsStatus
     requests: list[RequestStatus]
@@ -181,15 +197,16 @@ class StatusBoard:
         settler: Settler,
         hardware: HardwareReporter,
         *,
-        version: str,
         uptime_s: Callable[[], int],
+        sandbox: HeldSandbox,
     ) -> None:
         self._server = server
         self._announcer = announcer
         self._settler = settler
         self._hardware = hardware
-        self._version = version
+        self._version = importlib.metadata.version("sparewatt")
         self._uptime_s = uptime_s
+        self._sandbox = sandbox
 
     def read(self) -> HostStatus:
         """Return the status as of now."""
@@ -206,6 +223,7 @@ class StatusBoard:
             clock=_clock_status(server.clock_offset_ns),
             engine=engines[0] if engines else _NO_ENGINE,
             engines=engines,
+            sandbox=_sandbox_status(self._sandbox),
             offers=[_offer_status(each) for each in server.offered],
             slots=SlotsStatus(
                 sum(each.slots.total for each in engines),
@@ -310,6 +328,15 @@ def _hardware_status(reporter: HardwareReporter) -> HardwareStatus:
         level=reporter.level.value,
         reported_at=time_text(reporter.reported_at_ns),
         detail=reporter.detail,
+    )
+
+
+def _sandbox_status(held: HeldSandbox) -> SandboxStatus:
+    passed_over = held.sandbox.passed_over if held.sandbox is not None else ()
+    return SandboxStatus(
+        kind=held.name,
+        warning=held.problem or held.warning,
+        passed_over=[f"{kind}: {why}" for kind, why in passed_over],
     )
 
 

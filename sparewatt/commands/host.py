@@ -51,6 +51,7 @@ class HostOptions(TypedDict):
     region: str | None
     listen: tuple[str, ...]
     relayed: bool
+    sandbox: str | None
     accept_licences: bool
     enrol_code_file: Path | None
     verbose: bool
@@ -149,6 +150,13 @@ class HostOptions(TypedDict):
 )
 @click.option("--relayed", is_flag=True, help="Be reachable through a relay too.")
 @click.option(
+    "--sandbox",
+    type=click.Choice(["auto", "podman", "docker", "bubblewrap", "native"]),
+    show_default=HostTable().sandbox,
+    help="What keeps engines that the host starts away from the rest of this machine; native is "
+    "none at all.",
+)
+@click.option(
     "--accept-licences",
     is_flag=True,
     help="You have read and accept the terms of each model that this host is told to serve; "
@@ -220,6 +228,7 @@ def _config(options: HostOptions) -> "HostConfig":
         region=options["region"],
         listen=options["listen"],
         relayed=options["relayed"],
+        sandbox=options["sandbox"],
         accepts_licences=options["accept_licences"],
     )
     return host_config(

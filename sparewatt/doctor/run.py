@@ -10,6 +10,7 @@ from sparewatt.doctor.checks_engine import check_engine
 from sparewatt.doctor.checks_files import check_daemon, check_data, check_settings
 from sparewatt.doctor.checks_machine import check_disk, check_gpu, check_memory, check_system
 from sparewatt.doctor.checks_network import check_bootstrap, check_port, check_settlement
+from sparewatt.doctor.checks_sandbox import check_sandbox
 from sparewatt.doctor.checks_terms import check_price
 from sparewatt.doctor.findings import Check, Finding, State, Subject, failed, skipped
 from sparewatt.problems import Problem
@@ -26,6 +27,7 @@ CHECKS: Mapping[str, Check] = {
     "data": check_data,
     "host": check_daemon,
     "engine": check_engine,
+    "sandbox": check_sandbox,
     "settlement": check_settlement,
     "bootstrap": check_bootstrap,
     "port": check_port,

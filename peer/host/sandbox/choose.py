@@ -10,7 +10,6 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Final
@@ -28,23 +27,13 @@ from peer.host.sandbox.containers import ContainerLauncher, ContainerSettings, E
 from peer.host.sandbox.podman_service import open_podman
 from peer.host.sandbox.programs import image_base, machine_base
 from peer.host.sandbox.seccomp import PolicyError, compile_policy, parse_policy
-from peer.host.sandbox.settings import Machine
+from peer.host.sandbox.settings import Machine, SandboxKind
 
 _LOG = logging.getLogger(__name__)
 
 DOCKER_SOCKET: Final = "/var/run/docker.sock"
 _PACKAGE: Final = "peer.host.sandbox"
 _BWRAP_TRY_S_MAX: Final = 10.0
-
-
-class SandboxKind(StrEnum):
-    """What an owner may ask for."""
-
-    AUTO = "auto"
-    PODMAN = "podman"
-    DOCKER = "docker"
-    BUBBLEWRAP = "bubblewrap"
-    NATIVE = "native"
 
 
 SEALED: Final = (SandboxKind.PODMAN, SandboxKind.DOCKER, SandboxKind.BUBBLEWRAP)  # best first

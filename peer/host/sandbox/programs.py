@@ -14,7 +14,7 @@ from peer.host.sandbox.settings import Base
 
 PACKAGES_INSIDE = PurePosixPath("/opt/sparewatt")
 LIBRARIES_INSIDE = PurePosixPath("/opt/engine")  # where ``image`` installs an engine's packages
-_IMAGE_PYTHON = "/usr/bin/python3"
+IMAGE_PYTHON = "/usr/bin/python3"
 # The system's programs and libraries, with what they look up to find each other.
 _SYSTEM = (
     "/usr",
@@ -57,7 +57,7 @@ def image_base(image: str) -> Base:
     return Base(
         image=image,
         mounts=packages,
-        python=_IMAGE_PYTHON,
+        python=IMAGE_PYTHON,
         keeper=str(inside),
         env={"PYTHONPATH": f"{PACKAGES_INSIDE}:{LIBRARIES_INSIDE}"},
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from p2p.errors import SparewattError
@@ -21,6 +22,16 @@ MEMORY_BYTES_MIN: Final = 64 * 1024 * 1024
 PYTHON_TO_OPEN_FILES = (
     "import os, sys; os.umask(0); os.execv(sys.argv[1], sys.argv[1:])"  # see container_plan
 )
+
+
+class SandboxKind(StrEnum):
+    """What an owner may ask for."""
+
+    AUTO = "auto"
+    PODMAN = "podman"
+    DOCKER = "docker"
+    BUBBLEWRAP = "bubblewrap"
+    NATIVE = "native"
 
 
 class UnfitPlanError(SparewattError):

@@ -138,5 +138,12 @@ def test_parse_tools_and_schemas_ask_for_hosts_that_can() -> None:
     assert request.features == {Feature.TOOLS, Feature.JSON_SCHEMA, Feature.LOGPROBS}
 
 
+def test_parse_token_ids_and_a_begun_answer_ask_for_hosts_that_can() -> None:
+    begun = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "One,"}]
+    assert parse_chat(chat(messages=begun)).features == {Feature.CONTINUE}
+    assert parse_chat(chat(return_token_ids=True)).features == {Feature.TOKEN_IDS}
+    assert parse_chat(chat(return_token_ids=False, messages=begun[:1])).features == frozenset()
+
+
 def test_parse_stop_texts_are_counted_in_bytes() -> None:
     assert parse_chat(chat(stop=["ä", "bc"])).stop_bytes == 4

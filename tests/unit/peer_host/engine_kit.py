@@ -215,7 +215,12 @@ async def open_http_engine(
 
 @asynccontextmanager
 async def open_llamacpp(
-    tmp_path: Path, *, model: Path | None = None, timeouts: EngineTimeouts | None = None
+    tmp_path: Path,
+    *,
+    model: Path | None = None,
+    timeouts: EngineTimeouts | None = None,
+    is_run: bool = True,
+    deadline_s: float = 60,
 ) -> AsyncIterator[SupervisedEngine]:
     loop = Loop()
     spec = LlamacppSpec(model=model or model_file(), model_id=SMOLLM2, context_tokens=512)
@@ -226,9 +231,10 @@ async def open_llamacpp(
         place=EnginePlace(socket_dir=tmp_path / "sock", log_path=tmp_path / "engine.log", slots=2),
         timeouts=timeouts or EngineTimeouts(),
     )
-    with trio.fail_after(60):
+    with trio.fail_after(deadline_s):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(loop.run)
-            nursery.start_soon(engine.run)
+            if is_run:
+                nursery.start_soon(engine.run)
             yield engine
             nursery.cancel_scope.cancel()

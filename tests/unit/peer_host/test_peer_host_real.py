@@ -20,6 +20,7 @@ from p2p.network import NetworkInfo
 from p2p.types import FinishReason, PeerId
 from peer.host.config import HostConfig, HostedEngine, LlamacppSpec, Ready
 from peer.host.main import EngineStartError, HostTools, run_host
+from peer.host.sandbox.settings import SandboxKind
 
 pytestmark = [pytest.mark.engine, pytest.mark.sockets]
 
@@ -30,8 +31,16 @@ class RealTime:
     wall_clock = staticmethod(system_clock)
 
 
-def host_config(tmp_path: Path, model: Path) -> HostConfig:
+SANDBOXES = [
+    SandboxKind.NATIVE,
+    pytest.param(SandboxKind.PODMAN, marks=pytest.mark.apt),
+    pytest.param(SandboxKind.BUBBLEWRAP, marks=pytest.mark.apt),
+]
+
+
+def host_config(tmp_path: Path, model: Path, kind: SandboxKind = SandboxKind.NATIVE) -> HostConfig:
     return HostConfig(
+        sandbox=kind,
         data_dir=tmp_path / "host",
         network=NetworkInfo(NETWORK_ID, ROOT.public, "http://settlement", ()),
         listen=("/ip4/127.0.0.1/tcp/0",),
@@ -48,7 +57,9 @@ def host_config(tmp_path: Path, model: Path) -> HostConfig:
 
 
 @asynccontextmanager
-async def open_real_world(tmp_path: Path) -> AsyncIterator[TestGateway]:
+async def open_real_world(
+    tmp_path: Path, kind: SandboxKind = SandboxKind.NATIVE
+) -> AsyncIterator[TestGateway]:
     settlement = FakeSettlement(system_clock)
     is_ready = trio.Event()
     addresses: list[str] = []
@@ -66,7 +77,7 @@ async def open_real_world(tmp_path: Path) -> AsyncIterator[TestGateway]:
 
     async def run() -> None:
         await run_host(
-            host_config(tmp_path, model_file()),
+            host_config(tmp_path, model_file(), kind),
             clock=system_clock,
             open_node=open_host_node,
             ready=ready,
@@ -88,8 +99,9 @@ async def open_real_world(tmp_path: Path) -> AsyncIterator[TestGateway]:
             nursery.cancel_scope.cancel()
 
 
-async def test_question_is_answered_paid_and_cosigned(tmp_path) -> None:
-    async with open_real_world(tmp_path) as gateway:
+@pytest.mark.parametrize("kind", SANDBOXES)
+async def test_question_is_answered_paid_and_cosigned(tmp_path, kind) -> None:
+    async with open_real_world(tmp_path, kind) as gateway:
         question = "What is the capital of France, and what is it famous for?"
         answer = gateway.ask(gateway.body(question, temperature=0), gateway.allow())
         await answer.over.wait()
@@ -118,10 +130,11 @@ async def test_cancel_stops_the_child_within_a_second(tmp_path) -> None:
         assert sum(child.cpu_times()[:2]) - before < 0.1
 
 
+@pytest.mark.parametrize("kind", SANDBOXES)
 async def test_child_killed_in_mid_answer_is_said_and_the_next_question_answered(
-    tmp_path,
+    tmp_path, kind
 ) -> None:
-    async with open_real_world(tmp_path) as gateway:
+    async with open_real_world(tmp_path, kind) as gateway:
         allowance_id = gateway.allow()
         answer = gateway.ask(gateway.body("Count to ten thousand."), allowance_id)
         await answer.first.wait()

@@ -12,7 +12,8 @@ from sandbox_cases import *  # noqa: F403 - the probe
 
 from peer.host.engines.launcher import Launcher
 from peer.host.sandbox.check import bait, parse_report, probe_arguments
-from peer.host.sandbox.choose import SandboxKind, open_sandbox
+from peer.host.sandbox.choose import open_sandbox
+from peer.host.sandbox.settings import SandboxKind
 
 pytestmark = pytest.mark.apt
 

@@ -19,8 +19,9 @@ from sandbox_cases import *  # noqa: F403 - the probe
 from peer.host.engines.launcher import ChildStartError, Launcher
 from peer.host.engines.plan import ChildBounds, Mount
 from peer.host.sandbox.check import try_to_escape
-from peer.host.sandbox.choose import Sandbox, SandboxError, SandboxKind, open_sandbox
+from peer.host.sandbox.choose import Sandbox, SandboxError, open_sandbox
 from peer.host.sandbox.container_plan import Seccomp
+from peer.host.sandbox.settings import SandboxKind
 
 pytestmark = pytest.mark.apt
 
@@ -30,7 +31,8 @@ _HOST = """
 import sys, trio
 from pathlib import Path, PurePosixPath
 from peer.host.engines.plan import ChildPlan, Mount
-from peer.host.sandbox.choose import SandboxKind, open_sandbox
+from peer.host.sandbox.choose import open_sandbox
+from peer.host.sandbox.settings import SandboxKind
 
 async def main(data_dir, socket_dir):
     async with open_sandbox(SandboxKind.PODMAN, data_dir=data_dir) as sandbox:

@@ -178,6 +178,8 @@ def test_every_setting_of_a_host_can_be_said_in_its_file(tmp_path: Path):
         network = "join.json"
         listen = ["/ip4/127.0.0.1/tcp/4002"]
         relayed = true
+        sandbox = "bubblewrap"
+        sandbox_image = "localhost/mine:latest"
         region = "de"
         accept_licences = true
         slots = 3

