@@ -60,7 +60,7 @@ def toml_value(value: object) -> str:
     """Return a value as TOML writes it.
 
     Args:
-        value: A text, number, truth value, or a list or tuple of them.
+        value: A text, number, truth value, a struct of them, or a list or tuple of any of these.
     """
     match value:
         case bool():
@@ -72,6 +72,9 @@ def toml_value(value: object) -> str:
             return repr(value)
         case list() | tuple():
             return f"[{', '.join(toml_value(each) for each in value)}]"
+        case msgspec.Struct():
+            fields = msgspec.structs.asdict(value).items()
+            return f"{{ {', '.join(f'{name} = {toml_value(each)}' for name, each in fields)} }}"
         case _:
             raise TypeError(f"{type(value).__name__} has no form in a host's file")
 

@@ -122,6 +122,7 @@ def host_config(
     """
     from peer.host.config import EngineTimeouts, HostConfig
     from peer.host.sandbox.settings import SandboxKind
+    from peer.host.terms import Terms
 
     network_file = require_startable(file)
     prices = _prices(file.price, path)
@@ -152,6 +153,15 @@ def host_config(
             head_s=file.timeouts.head_s,
             token_s=file.timeouts.token_s,
             load_s=file.timeouts.load_s,
+        ),
+        terms=Terms(
+            price=file.price_policy,
+            schedule=file.schedule,
+            access=file.access,
+            per_client=file.per_client,
+            idle=file.idle,
+            heat=file.heat,
+            power=file.power,
         ),
     )
 

@@ -3,7 +3,8 @@
 Each table of the file is a struct below. A key's bounds, its comment in the file and its example
 stand where it is declared, so a new key is one line here. ``sparewatt.host_file`` reads them,
 ``sparewatt.host_file_text`` writes them with their comments, and ``sparewatt.host_options`` and
-``sparewatt.engines`` make them the host's config.
+``sparewatt.engines`` make them the host's config. The owner's terms are the host's own types; what
+he changes while it serves wins over what stands here.
 
 A one-time code is not in it: what works once is no setting. Neither is any other secret: an API
 key lies in a file of its own, which is named here.
@@ -14,6 +15,16 @@ from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
 import msgspec
+
+from peer.host.schedule import Schedule
+from peer.host.terms import (
+    AccessTerms,
+    ClientTerms,
+    HeatTerms,
+    IdleTerms,
+    PowerTerms,
+    PriceTerms,
+)
 
 ENGINES_MAX: Final = 8  # as many as a record has offers
 
@@ -186,6 +197,13 @@ class HostFile(_Table, frozen=True):
     price: PriceTable = PriceTable()
     engine: Annotated[tuple[EngineTable, ...], msgspec.Meta(max_length=ENGINES_MAX)] = ()
     timeouts: TimeoutsTable = TimeoutsTable()
+    price_policy: PriceTerms = PriceTerms()
+    schedule: Schedule = Schedule()
+    access: AccessTerms = AccessTerms()
+    per_client: ClientTerms = ClientTerms()
+    idle: IdleTerms = IdleTerms()
+    heat: HeatTerms = HeatTerms()
+    power: PowerTerms = PowerTerms()
 
 
 def keys_of(table: type[msgspec.Struct]) -> Mapping[str, msgspec.Meta]:

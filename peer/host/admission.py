@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from p2p.errors import ErrorCode
 from p2p.limits import STRANGER_SLOTS_COUNT
 from p2p.session.events import ErrorInfo
+from peer.host.holds import Hold, Way
 
 ItemT = TypeVar("ItemT")
 
@@ -37,21 +38,24 @@ class Circumstances:
     Attributes:
         is_stopping: The process is on its way out.
         is_drained: The owner asked for no more work, for good.
-        is_paused: The owner asked for no more work, for now.
+        holds: What keeps the host from taking requests at its owner's wish, for now; the deciding
+            one first.
         clock_offset_ns: Settlement's clock minus ours, or None if unknown.
         clock_skew_ns_max: Beyond it nothing may be signed.
         journal_trouble: Why the journal can't be written, or empty.
         is_engine_ready: Whether the engine answers.
+        withheld: Why nothing of what the engines could serve is on offer, or empty.
         has_keys: Whether settlement's signing keys are known; needed unless all is free.
     """
 
     is_stopping: bool
     is_drained: bool
-    is_paused: bool
+    holds: tuple[Hold, ...]
     clock_offset_ns: int | None
     clock_skew_ns_max: int
     journal_trouble: str
     is_engine_ready: bool
+    withheld: str
     has_keys: bool
 
 
@@ -71,13 +75,23 @@ def host_state(
         )
     if now.journal_trouble:
         return HostState.REFUSING, now.journal_trouble
-    if now.is_paused:
-        return HostState.PAUSED, "paused by the owner"
+    if now.holds:
+        return _held_state(now.holds[0], open_requests)
+    if now.withheld:
+        return HostState.PAUSED, f"nothing is on offer: {now.withheld}"
     if not now.is_engine_ready:
         return HostState.STARTING, engine_detail
     if not now.has_keys:
         return HostState.STARTING, "waiting for settlement's signing keys"
     return HostState.SERVING, ""
+
+
+def _held_state(hold: Hold, open_requests: int) -> tuple[HostState, str]:
+    """Return the state of a host that its owner's terms hold back."""
+    if hold.way is Way.DRAIN and open_requests:
+        reason = f"{hold.reason}; {open_requests} requests are being finished"
+        return HostState.DRAINING, reason
+    return HostState.PAUSED, hold.reason
 
 
 def refusal_of_state(state: HostState, reason: str) -> ErrorInfo | None:

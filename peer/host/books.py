@@ -50,6 +50,7 @@ class Account:
         writing_count: Vouchers that came and are not on disk yet.
         is_linked: Whether a session uses it.
         cosigner: At zero price: the wallet key that the session's hello proved, or None.
+        pseudonym: Settlement's name of its account at this host; empty at zero price.
     """
 
     customer: Customer
@@ -59,6 +60,7 @@ class Account:
     writing_count: int = 0
     is_linked: bool = False
     cosigner: PublicKey | None = None
+    pseudonym: bytes = b""
 
 
 class Books:
@@ -200,7 +202,9 @@ class Books:
         account = self._accounts.get(key)
         if account is None:
             slots = min(self.slots, limits.STRANGER_SLOTS_COUNT)
-            account = self._accounts[key] = Account(Customer(slots=slots))
+            account = self._accounts[key] = Account(
+                Customer(slots=slots), pseudonym=allowance.pseudonym
+            )
         return account
 
     def vouchers_of(self, wallet_key: PublicKey) -> tuple[bytes, ...]:

@@ -1,7 +1,7 @@
 """What an owner decides about a host, as values; read from flags or files by the command."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,6 +10,7 @@ from p2p.network import NetworkInfo
 from p2p.types import QUANTIZATIONS, ModelId
 from p2p.wire import require_range, require_text
 from peer.host.sandbox.settings import SandboxKind
+from peer.host.terms import Terms
 
 SLOTS_COUNT_MAX = 1024
 QUEUE_COUNT_MAX = 4096
@@ -181,6 +182,7 @@ class HostConfig:
         accepts_licences: Whether the owner accepts the terms of all that it is told to serve.
         sandbox: What its own engines run in.
         sandbox_image: The container image that they run in; empty for this machine's programs.
+        terms: The owner's, as the host is started; what he changes live wins.
     """
 
     data_dir: Path
@@ -195,6 +197,7 @@ class HostConfig:
     sandbox: SandboxKind = SandboxKind.AUTO
     sandbox_image: str = ""
     timeouts: EngineTimeouts = EngineTimeouts()
+    terms: Terms = field(default_factory=Terms)
 
     def __post_init__(self) -> None:
         require_text("region", self.region, bytes_min=0, bytes_max=2)

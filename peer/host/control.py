@@ -70,8 +70,6 @@ class ControlApi:
             ("GET", "/v1/log"): self._log,
             ("GET", "/v1/events"): self._events,
             ("GET", "/v1/receipts"): self._receipts,
-            ("POST", "/v1/pause"): self._pause,
-            ("POST", "/v1/resume"): self._resume,
             ("POST", "/v1/drain"): self._drain,
             ("POST", "/v1/settle"): self._settle,
         }
@@ -158,22 +156,6 @@ class ControlApi:
         self._later(exchange, read)
 
     # -- steering ------------------------------------------------------------------------------
-
-    def set_paused(self, is_paused: bool) -> None:  # noqa: FBT001 - the value is the argument
-        """Pause, or resume from a pause and from a drain."""
-        self._server.is_paused = is_paused
-        if not is_paused:
-            self._server.is_drained = False
-        _LOG.info("%s by the owner", "paused" if is_paused else "resumed")
-        self._server.on_change()
-
-    def _pause(self, request: HttpRequest, exchange: Exchange) -> None:
-        self.set_paused(True)
-        self._steered(exchange)
-
-    def _resume(self, request: HttpRequest, exchange: Exchange) -> None:
-        self.set_paused(False)
-        self._steered(exchange)
 
     def _drain(self, request: HttpRequest, exchange: Exchange) -> None:
         self._server.is_drained = True

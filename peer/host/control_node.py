@@ -6,7 +6,7 @@ at all.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -17,7 +17,7 @@ from p2p.session.events import ErrorInfo
 from peer.host.config import ENGINES_COUNT_MAX, HostedEngine
 from peer.host.config_values import ConfigValueError, hosted_engine
 from peer.host.control_engines import refused_by_fleet
-from peer.host.control_routes import ControlError, Routes, Streamed, read_body
+from peer.host.control_routes import ControlError, Later, Routes, Streamed, read_body
 from peer.host.engines.api import EngineCall, EngineFailure
 from peer.host.engines.events import AnswerEvent, EngineGarbageError, EventSplitter
 from peer.host.engines.fleet import DRAIN_S, Fleet, FleetRefusal
@@ -107,7 +107,7 @@ class NodeControl:
         board: StatusBoard,
         *,
         monotonic_s: Callable[[], float],
-        set_paused: Callable[[bool], None],
+        set_paused: Callable[[bool], Awaitable[None]],
     ) -> None:
         self._server = server
         self._board = board
@@ -210,9 +210,15 @@ class NodeControl:
             _done(fleet.swap(hosted, drain_s=DRAIN_S) if is_there else fleet.load(hosted))
         for name in body.unload:
             _done(fleet.unload(name))
-        if body.paused is not None:
-            self._set_paused(body.paused)
-        return {"ok": True, "engines": self._board.read().engines}
+        paused = body.paused
+        if paused is None:
+            return {"ok": True, "engines": self._board.read().engines}
+
+        async def finish() -> object:
+            await self._set_paused(paused)
+            return {"ok": True, "engines": self._board.read().engines}
+
+        return Later(finish)
 
 
 def _spell_out(fields: dict[str, object]) -> None:

@@ -20,6 +20,7 @@ from p2p.signing import SecretKey
 from p2p.types import AllowanceId
 from peer.group_commit import Runner, run_in_thread
 from peer.host.announce import Announcer, Facts
+from peer.host.asker import Asker
 from peer.host.books import Books
 from peer.host.config import HostConfig, HostedEngine, OpenAiSpec, Ready
 from peer.host.consents import CONSENTS_NAME, ConsentBook
@@ -27,6 +28,7 @@ from peer.host.control import ControlApi
 from peer.host.control_engines import EngineControl
 from peer.host.control_models import ModelControl
 from peer.host.control_node import NodeControl
+from peer.host.control_terms import TermsControl
 from peer.host.engines.api import Engine
 from peer.host.engines.fake import FakeEngine
 from peer.host.engines.fleet import Fleet
@@ -35,11 +37,16 @@ from peer.host.engines.selftest import TestedEngine
 from peer.host.hardware.reporter import HardwareReporter
 from peer.host.journal import Journal, open_journal
 from peer.host.logbook import Logbook
+from peer.host.machine_sensors import machine_sensors
 from peer.host.request import ServedRequest
 from peer.host.sandbox.held import HeldSandbox, held_open
+from peer.host.sensors import Sensors
 from peer.host.serve import HostServer
 from peer.host.settle import Settler
 from peer.host.status import StatusBoard
+from peer.host.steward import Steward
+from peer.host.terms_keeper import TermsKeeper
+from peer.host.terms_status import TermsBoard
 from peer.http.loop import Loop
 from peer.settlement_client import SettlementClient
 
@@ -69,12 +76,14 @@ class HostTools:
         rng: Ids and jitter.
         settlement_transport: Instead of TCP.
         make_engine: Instead of ``make_engine``.
+        sensors: Instead of the machine's.
     """
 
     run_work: Runner = run_in_thread
     rng: Random = field(default_factory=SystemRandom)
     settlement_transport: httpx.AsyncBaseTransport | None = None
     make_engine: Callable[[HostedEngine], Engine] | None = None
+    sensors: Sensors | None = None
 
 
 async def run_host(
@@ -151,6 +160,8 @@ class _Host:
             load_s=config.timeouts.load_s,
             gate=self._consents,
         )
+        self._keeper = TermsKeeper(config.terms, config.data_dir, tools.run_work)
+        self._asker = Asker(self._keeper)
 
     async def run(
         self, open_node: OpenNode, ready: Callable[[Ready], None], stopping: trio.Event
@@ -188,7 +199,8 @@ class _Host:
             await settler.restore()
             server = self._make_server(books, settler)
             announcer = self._make_announcer(node, journal, server, settler)
-            control = self._make_control(server, announcer, settler, journal)
+            steward = self._make_steward(server, journal, settler)
+            control = self._make_control(server, announcer, settler, journal, steward)
             control.listen(config.control_socket)
             nursery.start_soon(self._loop.run)
             nursery.start_soon(self._fleet.run)
@@ -197,9 +209,11 @@ class _Host:
             nursery.start_soon(settler.run, config.enrol_code)
             nursery.start_soon(announcer.run)
             nursery.start_soon(self._report_hardware, settler, announcer)
+            nursery.start_soon(steward.run)
             nursery.start_soon(self._get_ready, settler, announcer, ready)
             await stopping.wait()
             await self._stop(server, announcer, settler)
+            await steward.release()
             nursery.cancel_scope.cancel()
 
     async def _report_hardware(self, settler: Settler, announcer: Announcer) -> None:
@@ -291,6 +305,24 @@ class _Host:
         settler.is_leaving = lambda: server.is_drained and not server.open_requests
         return server
 
+    def _make_steward(self, server: HostServer, journal: Journal, settler: Settler) -> Steward:
+        """Have the owner's terms followed, from now on and with every change."""
+        keeper, fleet = self._keeper, self._fleet
+        steward = Steward(keeper, self._tools.sensors or machine_sensors(), journal, self._clock)
+
+        def changed() -> None:
+            fleet.asking.revision += 1
+            server.let_in(keeper.terms)
+            steward.terms_changed()
+            server.offers_changed()
+
+        fleet.asking.prices = self._asker.prices
+        keeper.on_change = changed
+        steward.serve(server)
+        steward.on_drain = settler.want
+        changed()
+        return steward
+
     def _make_announcer(
         self, node: Node, journal: Journal, server: HostServer, settler: Settler
     ) -> Announcer:
@@ -311,9 +343,15 @@ class _Host:
         return announcer
 
     def _make_control(
-        self, server: HostServer, announcer: Announcer, settler: Settler, journal: Journal
+        self,
+        server: HostServer,
+        announcer: Announcer,
+        settler: Settler,
+        journal: Journal,
+        steward: Steward,
     ) -> ControlApi:
         started_s = trio.current_time()
+        terms_board = TermsBoard(server, self._keeper, steward, self._asker)
         board = StatusBoard(
             server,
             announcer,
@@ -322,14 +360,17 @@ class _Host:
             uptime_s=lambda: int(trio.current_time() - started_s),
             sandbox=self._sandbox,
         )
+        board.terms = terms_board.read
         control = ControlApi(
             server, board, settler, journal=journal, logbook=self._logbook, loop=self._loop
         )
         # What a part of the host adds.
         control.add(EngineControl(self._fleet).routes())
         control.add(ModelControl(self._consents, self._fleet).routes())
+        terms = TermsControl(server, self._keeper, terms_board)
+        control.add(terms.routes())
         node = NodeControl(
-            server, board, monotonic_s=trio.current_time, set_paused=control.set_paused
+            server, board, monotonic_s=trio.current_time, set_paused=terms.set_paused
         )
         control.add(node.routes())
         return control

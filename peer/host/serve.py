@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 import trio
@@ -12,10 +12,9 @@ from p2p.clock import WallClock
 from p2p.errors import ErrorCode
 from p2p.overlay import Link, LinkOwner
 from p2p.receipts.messages import Quote, Receipt
-from p2p.receipts.tab import OpenRefusal
 from p2p.records import Offer
 from p2p.session.events import ErrorInfo, RequestReceived
-from p2p.types import ID_BYTES, AllowanceId, FinishReason, NetworkId, QuoteId, model_key
+from p2p.types import ID_BYTES, AllowanceId, FinishReason, NetworkId, QuoteId
 from peer.host.admission import (
     FREE_SLOTS_PER_ADDRESS_COUNT,
     FREE_SLOTS_PER_PEER_COUNT,
@@ -30,12 +29,15 @@ from peer.host.admission import (
 from peer.host.arrivals import Arrival, KeptSessions
 from peer.host.books import Account, Books
 from peer.host.config import HostConfig
+from peer.host.doorkeeper import Doorkeeper
 from peer.host.engines.api import EngineCall, EngineState
 from peer.host.engines.fleet import Fleet, Member
-from peer.host.engines.parameters import EngineLimits, PreparedRequest, prepare_request
+from peer.host.holds import Hold, Way
 from peer.host.link import HostLink
+from peer.host.preparing import account_refusal, prepare
 from peer.host.pricing import OfferedModel, QuoteBook
 from peer.host.request import Origin, Phase, ServedRequest
+from peer.host.terms import Terms
 from peer.http.loop import Loop
 
 _LOG = logging.getLogger(__name__)
@@ -43,7 +45,6 @@ _LOG = logging.getLogger(__name__)
 HostMember = Member[ServedRequest]
 
 LINKS_COUNT_MAX = 4096
-TOKEN_BYTES_MAX = 256  # beyond it per token of context, a body isn't worth the engine's count
 
 
 class HostServer:
@@ -66,7 +67,9 @@ class HostServer:
         self.links: dict[HostLink, None] = {}
         self.kept = KeptSessions()
         self.counters: Counter[str] = Counter()
-        self.is_paused = False
+        self.holds: tuple[Hold, ...] = ()
+        self.doorkeeper = Doorkeeper(self)
+        self._slots_of: Callable[[int], int] = lambda own: own
         self.is_drained = False
         self.is_stopping = False
         self.clock_offset_ns: int | None = None
@@ -101,11 +104,12 @@ class HostServer:
         now = Circumstances(
             is_stopping=self.is_stopping,
             is_drained=self.is_drained,
-            is_paused=self.is_paused,
+            holds=self.holds,
             clock_offset_ns=self.clock_offset_ns,
             clock_skew_ns_max=limits.CLOCK_SKEW_NS_MAX,
             journal_trouble=self.books.journal.trouble,
             is_engine_ready=self.fleet.is_ready,
+            withheld=self.fleet.withheld,
             has_keys=bool(self.books.settlement_keys) or self.fleet.is_free,
         )
         return host_state(now, engine_detail=self.fleet.detail, open_requests=self.open_requests)
@@ -204,7 +208,7 @@ class HostServer:
     def _judge(self, link: HostLink, event: RequestReceived) -> Origin | ErrorInfo:
         """Return the request's origin if it may come in, with its account opened for it."""
         request, now_ns = event.request, self.now_ns()
-        refusal = refusal_of_state(*self.state)
+        refusal = refusal_of_state(*self.state) or self.doorkeeper.refusal(link, now_ns)
         if refusal is not None:
             return refusal
         quote = self._quotes.find(request.quote_id, now_ns)
@@ -215,7 +219,9 @@ class HostServer:
         if isinstance(found, ErrorInfo):
             return found
         member, offered = found
-        prepared = self._refusal_of_rush(link, member) or _prepare(event, quote, member, offered)
+        prepared = self._refusal_of_rush(link, member) or prepare(
+            event, quote, member.engine.parameter_table, offered
+        )
         if isinstance(prepared, ErrorInfo):
             return prepared
         if quote.is_free and (refusal := self._refusal_of_free(link)):
@@ -225,7 +231,7 @@ class HostServer:
             request.request_id, request.allowance_id, quote, now_ns=now_ns
         )
         if refused is not None:
-            return _account_refusal(refused)
+            return account_refusal(refused)
         tokens_max = prepared.output_tokens_max * request.choices
         return Origin(
             channel=event.channel,
@@ -363,18 +369,68 @@ class HostServer:
         # A gateway was told once how many slots it gets: they may grow, but not shrink, or it
         # would pay too late.
         self.books.slots = max(self.books.slots, self.fleet.slots)
+        self._share_slots()
         if member.engine.state is not EngineState.READY:
             error = ErrorInfo(code=ErrorCode.ENGINE_FAILED, message="the engine is not running")
-            for request in list(member.requests):
-                if request.phase is not Phase.RUNNING:
-                    request.refuse(error)
-                    request.owner.flush()
+            self._send_away(member.requests, error)
         self._pump_member(member)
+        self.offers_changed()
+
+    def offers_changed(self) -> None:
+        """Let the gateways that are here, and the network, know of what is on offer only now."""
         self._show_quotes()
         self.on_change()
 
+    @staticmethod
+    def _send_away(requests: Iterable[ServedRequest], error: ErrorInfo) -> None:
+        """Refuse what has not begun: another host may take it."""
+        for request in list(requests):
+            if request.phase is not Phase.RUNNING:
+                request.refuse(error)
+                request.owner.flush()
+
+    # -- the owner's terms -----------------------------------------------------------------------
+
+    def own_pids(self) -> tuple[int, ...]:
+        """Return the processes of the engines."""
+        pids = (member.engine.pid for member in self.fleet.members.values())
+        return tuple(pid for pid in pids if pid is not None)
+
+    def follow(self, holds: Sequence[Hold], slots_of: Callable[[int], int]) -> None:
+        """Take requests, or not, and run so many at a time.
+
+        Args:
+            holds: What keeps us from it, the deciding one first.
+            slots_of: Of an engine's own slots, how many may be used.
+        """
+        was, self.holds = self.holds, tuple(holds)
+        self._slots_of = slots_of
+        self._share_slots()
+        with self.loop.turn():
+            if _pauses(self.holds) and not _pauses(was):
+                refusal = refusal_of_state(HostState.PAUSED, self.holds[0].reason)
+                assert refusal is not None
+                for link in list(self.links):
+                    self._send_away(link.requests.values(), refusal)
+            self.pump()
+        if was != self.holds:
+            self.on_change()
+
+    def let_in(self, terms: Terms) -> None:
+        """Serve whom the owner lets in; who is denied now and waits is sent away."""
+        self.doorkeeper.follow(terms.access, terms.per_client)
+        with self.loop.turn():
+            for link in list(self.links):
+                refusal = self.doorkeeper.denial(link)
+                if refusal is not None:
+                    self._send_away(link.requests.values(), refusal)
+
+    def _share_slots(self) -> None:
+        for member in self.fleet.members.values():
+            # One is left in a pause, in which nothing comes in: a queue without slots is none.
+            member.queue.slots = max(1, self._slots_of(member.hosted.slots))
+
     def _show_quotes(self) -> None:
-        """Let the gateways that are here know of what is on offer only now."""
         shown, self._shown = self._shown, frozenset(each.offer for each in self.offered)
         for offer in self._shown - shown:
             quoted = self.quote_for(offer.model_id)
@@ -407,6 +463,7 @@ class HostServer:
         member, took_ms = request.origin.member, None
         member.queue.leave(request)
         if receipt is not None:
+            self.doorkeeper.count(request, receipt)
             self.counters["tokens_out_total"] += receipt.completion_tokens
             took_ms = (receipt.finished_at_ns - receipt.received_at_ns) // 1_000_000
         if request.is_error:
@@ -427,32 +484,5 @@ class HostServer:
             await self._settled.wait()
 
 
-_ACCOUNT_CODES = {
-    OpenRefusal.DEFAULTED: ErrorCode.UNPAID,
-    OpenRefusal.REPEATED: ErrorCode.INVALID_REQUEST,
-}
-
-
-def _account_refusal(refused: OpenRefusal) -> ErrorInfo:
-    code = _ACCOUNT_CODES.get(refused, ErrorCode.ALLOWANCE_REFUSED)
-    return ErrorInfo(code=code, message=refused.value)
-
-
-def _prepare(
-    event: RequestReceived, quote: Quote, member: HostMember, offered: OfferedModel
-) -> PreparedRequest | ErrorInfo:
-    """Return the body for an engine, if the request is for the model that its quote names."""
-    context_tokens = offered.offer.context_tokens
-    if len(event.request.body) > context_tokens * TOKEN_BYTES_MAX:
-        message = f"the request is far longer than this host's context of {context_tokens} tokens"
-        code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
-        return ErrorInfo(code=code, message=message, param="messages")
-    model = offered.model
-    bounds = EngineLimits(model.name, offered.offer.output_tokens_max, model.missing)
-    prepared = prepare_request(member.engine.parameter_table, event.request.body, bounds)
-    if isinstance(prepared, ErrorInfo):
-        return prepared
-    if model_key(prepared.model_id) != model_key(quote.model_id):
-        message = f"the request is for {prepared.model_id[:100]}, its quote is not"
-        return ErrorInfo(code=ErrorCode.MODEL_NOT_FOUND, message=message, param="model")
-    return prepared
+def _pauses(holds: Sequence[Hold]) -> bool:
+    return bool(holds) and holds[0].way is Way.PAUSE

@@ -185,10 +185,15 @@ class HostStatus(msgspec.Struct):
     settlement: SettlementStatus
     counters: CountersStatus
     hardware: HardwareStatus
+    terms: object = None
 
 
 class StatusBoard:
-    """Puts the status together from those who know its parts."""
+    """Puts the status together from those who know its parts.
+
+    Attributes:
+        terms: Returns the part about the owner's terms.
+    """
 
     def __init__(
         self,
@@ -207,6 +212,7 @@ class StatusBoard:
         self._version = importlib.metadata.version("sparewatt")
         self._uptime_s = uptime_s
         self._sandbox = sandbox
+        self.terms: Callable[[], object] = lambda: None
 
     def read(self) -> HostStatus:
         """Return the status as of now."""
@@ -248,6 +254,7 @@ class StatusBoard:
                 server.counters["errors_total"],
             ),
             hardware=_hardware_status(self._hardware),
+            terms=self.terms(),
         )
 
     def _requests(self) -> list[RequestStatus]:

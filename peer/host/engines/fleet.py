@@ -21,7 +21,7 @@ import trio
 from p2p import limits
 from p2p.types import model_key
 from peer.host.admission import SlotQueue
-from peer.host.config import ENGINES_COUNT_MAX, HostedEngine
+from peer.host.config import ENGINES_COUNT_MAX, HostedEngine, Prices
 from peer.host.consents import Verdict
 from peer.host.engines.api import Engine, EngineModel, EngineState
 from peer.host.pricing import OfferedModel, offer_model
@@ -35,6 +35,19 @@ DRAIN_S_MAX = 3600.0
 DEFAULT_REQUEST_MS = 5_000
 RECENT_REQUESTS_COUNT = 32
 NO_ENGINE = "no engine is loaded"
+
+
+class Asking:
+    """What the owner asks for a model; by default what its engine was started with.
+
+    Attributes:
+        revision: Changes whenever ``prices`` may say something else.
+        prices: Returns them, or None for a model that is not to be offered.
+    """
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self.prices: Callable[[str, Prices], Prices | None] = lambda model_id, started: started
 
 
 class FleetRefusal(enum.Enum):
@@ -72,8 +85,9 @@ class Member(Generic[RequestT]):
         note: What the owner should know of how it came here, or empty.
     """
 
-    def __init__(self, hosted: HostedEngine, engine: Engine, gate: Gate) -> None:
+    def __init__(self, hosted: HostedEngine, engine: Engine, gate: Gate, asking: Asking) -> None:
         self.hosted = hosted
+        self._asking = asking
         self.engine = engine
         self._gate = gate
         self.refusals: dict[str, str] = {}
@@ -107,10 +121,10 @@ class Member(Generic[RequestT]):
         if self.is_leaving:
             return ()
         models = self.engine.models
-        of = (models, self.hosted, self._gate.version)
+        of = (models, self.hosted, self._gate.version, self._asking.revision)
         if of != self._offered_of:
             self._offered = tuple(self._offer(models))
-            self._offered_of = (models, self.hosted, self._gate.version)
+            self._offered_of = (models, self.hosted, self._gate.version, self._asking.revision)
         return self._offered
 
     def _offer(self, models: Iterable[EngineModel]) -> Iterator[OfferedModel]:
@@ -121,9 +135,13 @@ class Member(Generic[RequestT]):
             if verdict.refusal:
                 self.refusals[model.model_id] = verdict.refusal
                 continue
+            prices = self._asking.prices(model.model_id, self.hosted.prices)
+            if prices is None:
+                self.refusals[model.model_id] = f"{model.model_id} is switched off by its owner"
+                continue
             yield offer_model(
                 model,
-                self.hosted.prices,
+                prices,
                 licence=verdict.licence,
                 quantization=self.hosted.quantization,
             )
@@ -186,6 +204,7 @@ class Fleet(Generic[RequestT]):
         members: By name, in the owner's order.
         on_change: Called with whoever came, left, or changed what it can do.
         on_end: Called with whoever leaves and has requests left: they must end now.
+        asking: What is asked for each model.
     """
 
     def __init__(
@@ -197,6 +216,7 @@ class Fleet(Generic[RequestT]):
         gate: Gate,
     ) -> None:
         self._gate = gate
+        self.asking = Asking()
         self._make_engine = make_engine
         self._load_s = load_s
         self._nursery: trio.Nursery | None = None
@@ -216,9 +236,22 @@ class Fleet(Generic[RequestT]):
         return any(member.is_ready and member.offered for member in self.members.values())
 
     @property
+    def withheld(self) -> str:
+        """Why nothing is on offer although engines are ready; empty if anything is."""
+        ready = [member for member in self.members.values() if member.is_ready]
+        if any(member.offered for member in ready):
+            return ""
+        return "; ".join(why for member in ready for why in member.refusals.values())
+
+    @property
     def is_free(self) -> bool:
         """Whether nothing that is served costs anything."""
-        return all(not member.hosted.prices.is_paid for member in self.members.values())
+        return not any(
+            each.offer.price_in_micros_per_mtok
+            or each.offer.price_out_micros_per_mtok
+            or each.offer.minimum_micros
+            for each in self.offered
+        )
 
     @property
     def detail(self) -> str:
@@ -332,7 +365,8 @@ class Fleet(Generic[RequestT]):
     def _begin(self, hosted: HostedEngine) -> Member[RequestT]:
         """Put an engine into its place, and start it if we run."""
         engine = self._make_engine(hosted)
-        member = self.members[hosted.name] = Member[RequestT](hosted, engine, self._gate)
+        member = Member[RequestT](hosted, engine, self._gate, self.asking)
+        self.members[hosted.name] = member
 
         def changed() -> None:
             member.changed.set()

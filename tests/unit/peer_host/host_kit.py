@@ -49,6 +49,8 @@ from p2p.types import NO_ALLOWANCE, AllowanceId, PeerId, QuoteId, RequestId
 from peer.host.config import EngineTimeouts, FakeSpec, HostConfig, HostedEngine, Prices, Ready
 from peer.host.engines.fake import FakeEngine
 from peer.host.main import HostTools, run_host
+from peer.host.sensors import FakeSensors
+from peer.host.terms import Terms
 
 ResultT = TypeVar("ResultT")
 MODEL = "sparewatt/fake"
@@ -376,6 +378,7 @@ class World:
     engines: dict[str, FakeEngine] = field(default_factory=dict)
     make_engine_now: Callable[[HostedEngine], FakeEngine] | None = None
     disk: Disk = field(default_factory=Disk)
+    sensors: FakeSensors = field(default_factory=FakeSensors)
     host_scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     host_over: trio.Event = field(default_factory=trio.Event)
 
@@ -399,6 +402,7 @@ class World:
             rng=Random(3),
             settlement_transport=self.settlement,
             make_engine=lambda hosted: self.make_engine_now(hosted),
+            sensors=self.sensors,
         )
         self.host_scope = trio.CancelScope()
         over = self.host_over = trio.Event()
@@ -450,6 +454,7 @@ async def open_world(
     connect: bool = True,
     enrol_code: str | None = None,
     deadline_s: float = 300.0,
+    terms: Terms | None = None,
 ) -> AsyncIterator[World]:
     network = MemoryNetwork(Random(1), latency_s=0.005, network_id=NETWORK_ID)
     spec = spec or FakeSpec()
@@ -461,6 +466,7 @@ async def open_world(
         control_socket=tmp_path / "control.sock",
         enrol_code=enrol_code,
         timeouts=EngineTimeouts(head_s=30, token_s=20),
+        terms=terms or Terms(),
     )
     with trio.fail_after(deadline_s):
         async with trio.open_nursery() as nursery, network.open_node(GATEWAY) as node:

@@ -25,16 +25,18 @@ from peer.host.admission import (
 from peer.host.config import FakeSpec, HostConfig, HostedEngine, LlamacppSpec, OpenAiSpec, Prices
 from peer.host.engines.api import EngineModel
 from peer.host.engines.launch import BACKOFF_S_MAX, STEADY_S, Backoff
+from peer.host.holds import Cause, Hold, Way
 from peer.host.pricing import QuoteBook, find_offered, offer_model
 
 FINE = Circumstances(
     is_stopping=False,
     is_drained=False,
-    is_paused=False,
+    holds=(),
     clock_offset_ns=0,
     clock_skew_ns_max=limits.CLOCK_SKEW_NS_MAX,
     journal_trouble="",
     is_engine_ready=True,
+    withheld="",
     has_keys=True,
 )
 MODEL = EngineModel(
@@ -48,6 +50,7 @@ MODEL = EngineModel(
 PRICES = Prices(in_micros_per_mtok=10, cached_micros_per_mtok=5, out_micros_per_mtok=20)
 OFFERED = offer_model(MODEL, PRICES, licence="apache-2.0", quantization="int4")
 NOW_NS = 20_000 * limits.DAY_NS
+PAUSED = Hold(Cause.OWNER, Way.PAUSE, "paused by the owner")
 
 
 @pytest.mark.parametrize(
@@ -55,8 +58,9 @@ NOW_NS = 20_000 * limits.DAY_NS
     [
         ({}, HostState.SERVING, None),
         ({"is_engine_ready": False}, HostState.STARTING, ErrorCode.ENGINE_FAILED),
+        ({"withheld": "it is off"}, HostState.PAUSED, ErrorCode.BUSY),
         ({"has_keys": False}, HostState.STARTING, ErrorCode.ENGINE_FAILED),
-        ({"is_paused": True}, HostState.PAUSED, ErrorCode.BUSY),
+        ({"holds": (PAUSED,)}, HostState.PAUSED, ErrorCode.BUSY),
         ({"is_drained": True}, HostState.DRAINING, ErrorCode.DRAINING),
         ({"is_stopping": True}, HostState.STOPPED, ErrorCode.DRAINING),
         ({"clock_offset_ns": 121 * 10**9}, HostState.REFUSING, ErrorCode.CLOCK_SKEW),

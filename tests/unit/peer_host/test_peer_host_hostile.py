@@ -19,8 +19,8 @@ from peer.host.config import DEFAULT_CONTEXT_TOKENS, EngineTimeouts, FakeSpec
 from peer.host.engines.api import EngineState
 from peer.host.engines.client import SMALL_ANSWER_S_MAX, HttpEngineClient
 from peer.host.engines.events import EngineGarbageError, EventSplitter
+from peer.host.preparing import TOKEN_BYTES_MAX
 from peer.host.request import RUNAWAY_TOKENS
-from peer.host.serve import TOKEN_BYTES_MAX
 from peer.http.exchange import Exchange
 from peer.http.loop import Loop
 from peer.http.messages import HttpRequest

@@ -12,6 +12,16 @@ from hypothesis import strategies as st
 from p2p.network import NetworkInfo
 from p2p.types import ModelId, NetworkId, PublicKey
 from peer.host.config import FakeSpec, HostConfig, LlamacppSpec, OpenAiSpec
+from peer.host.schedule import Schedule, Window
+from peer.host.terms import (
+    AccessTerms,
+    ClientTerms,
+    HeatTerms,
+    IdleTerms,
+    PowerTerms,
+    PriceTerms,
+    Terms,
+)
 from sparewatt.host_file import line_of, parse_host_file, read_host_file
 from sparewatt.host_file_text import COLUMNS, render
 from sparewatt.host_options import HostFlags, host_config, with_flags
@@ -27,6 +37,7 @@ from sparewatt.host_tables import (
     TimeoutsTable,
     engine_kinds,
     keys_of,
+    table_type,
 )
 from sparewatt.options import parse_engine, parse_price
 from sparewatt.problems import Problem
@@ -85,11 +96,14 @@ def test_file_that_was_written_says_the_same_when_read(file: HostFile):
     assert parse_host_file(render(file), PATH) == file
 
 
+ONCE = [table_type(name) for name in keys_of(HostFile) if name != "engine"]
+
+
 def test_written_file_comments_every_key_and_is_no_wider_than_a_terminal():
     tables = (LlamacppTable(model="m.gguf"), OpenAiTable(url="http://h"), DemoTable(), FakeTable())
     lines = render(HostFile(engine=tables)).splitlines()
     assert max(map(len, lines)) <= COLUMNS
-    kinds = [HostTable, PriceTable, TimeoutsTable, *map(type, tables)]
+    kinds = [*ONCE, *map(type, tables)]
     keys = [key for kind in kinds for key in keys_of(kind)]
     shown = [(before, line) for before, line in itertools.pairwise(lines) if " = " in line]
     for key in keys:
@@ -100,7 +114,7 @@ def test_written_file_comments_every_key_and_is_no_wider_than_a_terminal():
 
 
 def test_each_kind_of_engine_and_each_key_has_a_comment():
-    for kind in (HostTable, PriceTable, TimeoutsTable, *engine_kinds().values()):
+    for kind in (*ONCE, *engine_kinds().values()):
         assert kind.__doc__
         assert all(mark.description for mark in keys_of(kind).values()), kind
 
@@ -201,7 +215,24 @@ def test_every_setting_of_a_host_can_be_said_in_its_file(tmp_path: Path):
         head_s = 1
         token_s = 2
         load_s = 3
-        """,
+        [price_policy]
+        mode = "index"
+        factor_percent = 90
+        [schedule]
+        mode = "weekly"
+        time_zone = "Europe/Berlin"
+        windows = [{ days = ["mon", "fri"], start = "22:00", end = "07:00" }]
+        [access]
+        deny = ["wallet:PSEUDO"]
+        [per_client]
+        requests_per_minute = 30
+        [idle]
+        is_on = true
+        [heat]
+        limit_celsius = 80
+        [power]
+        limit_watts = 200
+        """.replace("PSEUDO", "ab" * 32),
     )
     config = config_of(path)
     plain = HostConfig(
@@ -224,6 +255,16 @@ def test_every_setting_of_a_host_can_be_said_in_its_file(tmp_path: Path):
     assert dataclasses.astuple(engine.prices) == (1_000_000, 500_000, 2_000_000, 7)
     assert dataclasses.astuple(config.timeouts) == (1, 2, 3)
     assert config.region == "DE"
+    night = Window(days=("mon", "fri"), start="22:00", end="07:00")
+    assert config.terms == Terms(
+        price=PriceTerms(mode="index", factor_percent=90),
+        schedule=Schedule(mode="weekly", time_zone="Europe/Berlin", windows=(night,)),
+        access=AccessTerms(deny=("wallet:" + "ab" * 32,)),
+        per_client=ClientTerms(requests_per_minute=30),
+        idle=IdleTerms(is_on=True),
+        heat=HeatTerms(limit_celsius=80),
+        power=PowerTerms(limit_watts=200),
+    )
     assert engine.spec == LlamacppSpec(
         model=tmp_path / "m.gguf",
         model_id=ModelId("a/b"),
