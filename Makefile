@@ -1,13 +1,13 @@
 # Everything here needs Python >= 3.11 and a package index, nothing else (test-all says what more).
 #   make demo                       the whole network on this machine, one question, one bill
 #   make demo ONCE=1 REPORT=r.json  the same, then exit 0 only if every check held
-#   make test | test-all | fuzz | lint | lock
+#   make test | test-all | fuzz | lint | lock; test-vllm needs 4 GB
 #   make soak                       what random tests find in hours; SEEDS=500 for less of it
 #   make bench                      how fast the main path is, in 20 min; QUICK=1 in 2 (docs/performance.md)
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help apt apt-sandbox apt-bench apt-node bench bench-settlement fuzz demo test test-all test-more lint lock venv-demo venv-dev clean \
+.PHONY: help apt apt-sandbox apt-bench apt-node bench bench-settlement fuzz demo test test-all test-more test-vllm lint lock venv-demo venv-dev clean \
 	soak soak-sim soak-power soak-kill soak-fuzz
 
 # The first of these that is new enough: the usual name, then the versions that CI runs.
@@ -17,7 +17,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 # Tests that need more than Python (the CPU engine with its model, Node.js, Debian packages) or time.
-PLAIN := not engine and not node and not apt and not slow
+PLAIN := not engine and not node and not apt and not slow and not vllm
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
@@ -66,9 +66,15 @@ test-all: test test-more
 
 # What `test` leaves out.
 test-more: venv-dev apt apt-sandbox tests/interop/node_modules
-	$(PYTEST) -m "not ($(PLAIN))" --junitxml=build/test-more.xml
+	$(PYTEST) -m "not vllm and not ($(PLAIN))" --junitxml=build/test-more.xml
 	@$(BIN)/python .ci/no_skips.py build/test-more.xml
 	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=4
+
+# A host on a real vLLM, on the CPU: 4 GB of packages, a quarter of an hour the first time. Not in CI.
+test-vllm: venv-dev
+	@$(PYTHON) requirements/install_vllm.py
+	$(PYTEST) -m vllm -o faulthandler_timeout=0 tests/vllm --junitxml=build/test-vllm.xml
+	@$(BIN)/python .ci/no_skips.py build/test-vllm.xml
 
 # Each decoder for so long, two at a time. Linux on x86-64 only.
 FUZZ_SECONDS ?= 30
@@ -132,4 +138,4 @@ bench-settlement: venv-dev
 	$(BIN)/python -m bench.settlement $(ARGS)
 
 clean:
-	rm -rf .venv .venv-lock build dist *.egg-info tests/interop/node_modules
+	rm -rf .venv .venv-lock .venv-vllm build dist *.egg-info tests/interop/node_modules

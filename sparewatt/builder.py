@@ -45,6 +45,7 @@ from sparewatt.processes import ProcessRecord, Started, spawn, stop, wait_ready
 
 CREDIT_MICROS = 10_000_000
 READY_SECONDS_MAX = 120.0
+VLLM_READY_SECONDS_MAX = 900.0  # it takes one to ten minutes to load
 FOUND_SECONDS_MAX = 30.0
 FOUND_POLL_SECONDS = 0.2
 GATEWAY_STOP_SECONDS = 2.0
@@ -116,7 +117,7 @@ class LocalNetwork:
             kept = Secrets(kept.api_key, kept.client, {**kept.owners, plan.name: owner})
             network_dir.write_json(self.data_dir / SECRETS_NAME, kept)
             started = self._spawn_host(plan, 0)
-            ready = self._wait([started])
+            ready = self._wait([started], [plan])
             entry = _host_entry(plan, ready[plan.name])
             layout = replace(
                 layout,
@@ -164,7 +165,7 @@ class LocalNetwork:
             started.append(self._spawn_host(plan, port))
         layout = replace(layout, processes=tuple(each.record for each in started))
         network_dir.write_json(self.data_dir / LAYOUT_NAME, layout)
-        ready = self._wait(started)
+        ready = self._wait(started, layout.hosts)
         state = self._state(layout, ready, multiaddrs)
         network_dir.write_json(self.data_dir / NETWORK_NAME, state)
         self._wait_found(state, state.hosts)
@@ -182,7 +183,7 @@ class LocalNetwork:
         fresh = {each.record.name: each.record for each in started}
         records = tuple(fresh.get(record.name, record) for record in layout.processes)
         network_dir.write_json(self.data_dir / LAYOUT_NAME, replace(layout, processes=records))
-        state = _with_ready(state, layout, self._wait(started))
+        state = _with_ready(state, layout, self._wait(started, layout.hosts))
         network_dir.write_json(self.data_dir / NETWORK_NAME, state)
         self._wait_found(state, state.hosts)
         return state
@@ -300,10 +301,13 @@ class LocalNetwork:
         path = self.data_dir / name / CODE_NAME
         return ["--enrol-code-file", str(path)] if path.exists() else []
 
-    def _wait(self, started: Sequence[Started]) -> dict[str, Mapping[str, object]]:
+    def _wait(
+        self, started: Sequence[Started], hosts: Sequence[HostPlan] = ()
+    ) -> dict[str, Mapping[str, object]]:
+        is_slow = any(plan.engine.kind == "vllm" for plan in hosts)
         ready = wait_ready(
             started,
-            within_s=READY_SECONDS_MAX,
+            within_s=VLLM_READY_SECONDS_MAX if is_slow else READY_SECONDS_MAX,
             say=lambda missing: self.say(f"waiting for {missing}" if missing else "all are up"),
         )
         for each in started:  # a code is good once

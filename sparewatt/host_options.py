@@ -1,5 +1,6 @@
 """From what the owner wrote, in ``host.toml`` and in flags, to the host's config."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -17,10 +18,15 @@ from sparewatt.host_tables import (
     FakeTable,
     HostFile,
     LlamacppTable,
+    LlamaServerTable,
     OpenAiTable,
     PriceTable,
+    TgiTable,
+    VllmTable,
+    VllmUrlTable,
 )
 from sparewatt.options import (
+    ENGINE_FORMS,
     Engine,
     Price,
     parse_listen,
@@ -33,8 +39,9 @@ if TYPE_CHECKING:
     from peer.host.config import HostConfig, HostedEngine, Prices
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
+VLLM_PYTHON_VARIABLE = "SPAREWATT_VLLM_PYTHON"  # for --engine vllm=…; a file says python = …
 ENGINE_MISSING = (
-    "Missing option '--engine'.\n  → llamacpp=MODEL.gguf, openai=URL, or demo; or say it in "
+    f"Missing option '--engine'.\n  → {ENGINE_FORMS}; or say it in "
     "host.toml, which `sparewatt host init` writes"
 )
 NETWORK_MISSING = (
@@ -171,6 +178,15 @@ def engine_table(engine: Engine) -> EngineTable:
     match engine.kind:
         case "llamacpp":
             return LlamacppTable(model=engine.value)
+        case "llama-server":
+            binary, _, model = engine.value.partition(",")
+            return LlamaServerTable(model=model, binary=binary)
+        case "vllm":
+            return VllmTable(model=engine.value, python=os.environ.get(VLLM_PYTHON_VARIABLE))
+        case "vllm-url":
+            return VllmUrlTable(url=engine.value)
+        case "tgi":
+            return TgiTable(url=engine.value)
         case "openai":
             return OpenAiTable(url=engine.value)
         case "demo":

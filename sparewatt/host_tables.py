@@ -163,6 +163,96 @@ class OpenAiTable(_EngineTable, frozen=True, kw_only=True, tag="openai", tag_fie
     quantization: Annotated[str | None, note("How the weights are rounded.", "bf16")] = None
 
 
+class LlamaServerTable(
+    _EngineTable, frozen=True, kw_only=True, tag="llama-server", tag_field="kind"
+):
+    """llama.cpp's own llama-server, a program of yours, which the host starts."""
+
+    model: Annotated[str, note("The GGUF file.")]
+    binary: Annotated[
+        str | None, note("The program, if it is not in the PATH.", "/opt/llama.cpp/llama-server")
+    ] = None
+    model_id: Annotated[
+        str | None, note("The model's Hugging Face id, if not known.", "Qwen/Qwen3-8B")
+    ] = None
+    template_file: Annotated[
+        str | None, note("A chat template in Jinja, in place of the model's own.", "chat.jinja")
+    ] = None
+    context_tokens: Annotated[int, whole(64, 2**24, "Prompt and answer together, per request.")] = (
+        2048
+    )
+    threads: Annotated[int, whole(0, 1024, "CPU threads; 0 leaves it to llama-server.")] = 0
+    gpu_layers: Annotated[int, whole(-1, 1000, "Layers of the model on the GPU; -1 is all.")] = -1
+    licence: Annotated[
+        str | None, note("SPDX id, or the name of the model's own terms.", "Apache-2.0")
+    ] = None
+    quantization: Annotated[str | None, note("How the weights are rounded.", "int4")] = None
+
+
+class VllmTable(_EngineTable, frozen=True, kw_only=True, tag="vllm", tag_field="kind"):
+    """vLLM, which the host starts."""
+
+    model: Annotated[
+        str, note("A folder, or a Hugging Face id that vLLM fetches itself (it needs the network).")
+    ]
+    model_id: Annotated[
+        str | None, note("The model's Hugging Face id, if it lies in a folder.", "Qwen/Qwen3-8B")
+    ] = None
+    python: Annotated[
+        str | None,
+        note("The Python that has vLLM, if it is not the host's own.", "/opt/vllm/bin/python"),
+    ] = None
+    image: Annotated[
+        str | None, note("The container image that has vLLM.", "docker.io/vllm/vllm-openai:v0.33.0")
+    ] = None
+    revision: Annotated[str | None, note("Of the repository; its newest if unset.", "main")] = None
+    context_tokens: (
+        Annotated[
+            int, whole(64, 2**24, "Prompt and answer together, per request; the model's if unset.")
+        ]
+        | None
+    ) = None
+    gpu_memory_percent: Annotated[int, whole(1, 99, "Of each GPU's memory, how much to take.")] = 90
+    cpu_kv_gib: Annotated[
+        int, whole(1, 4096, "GiB for contexts, where vLLM computes on the CPU.")
+    ] = 4
+    tensor_parallel: Annotated[int, whole(1, 64, "GPUs that share each layer.")] = 1
+    pipeline_parallel: Annotated[
+        int, whole(1, 64, "GPUs or machines over which the layers are spread.")
+    ] = 1
+    ray: Annotated[
+        bool, note("Use the machines of a Ray cluster, which you start with `ray start`.")
+    ] = False
+    dtype: Annotated[str, note("auto, bfloat16, float16 or float32.")] = "auto"
+    quantization_method: Annotated[
+        str | None, note("vLLM's name of it, if the model's files don't say.", "awq")
+    ] = None
+    template_file: Annotated[
+        str | None, note("A chat template in Jinja, in place of the model's own.", "chat.jinja")
+    ] = None
+    tool_parser: Annotated[
+        str | None, note("How this model calls tools, by vLLM's name; no tools if unset.", "hermes")
+    ] = None
+    reasoning_parser: Annotated[
+        str | None, note("How it reasons, by vLLM's name; not told apart if unset.", "qwen3")
+    ] = None
+    eager: Annotated[
+        bool, note("Neither compile nor capture CUDA graphs: ready sooner, slower later.")
+    ] = False
+    licence: Annotated[
+        str | None, note("SPDX id, or the name of the model's own terms.", "Apache-2.0")
+    ] = None
+    quantization: Annotated[str | None, note("How the weights are rounded.", "bf16")] = None
+
+
+class VllmUrlTable(OpenAiTable, frozen=True, kw_only=True, tag="vllm-url", tag_field="kind"):
+    """A vLLM that already runs."""
+
+
+class TgiTable(OpenAiTable, frozen=True, kw_only=True, tag="tgi", tag_field="kind"):
+    """A Text Generation Inference server that already runs."""
+
+
 class DemoTable(_EngineTable, frozen=True, kw_only=True, tag="demo", tag_field="kind"):
     """The small model of the demo, on llama.cpp."""
 
@@ -179,7 +269,16 @@ class FakeTable(_EngineTable, frozen=True, kw_only=True, tag="fake", tag_field="
     model_id: Annotated[str | None, note("What to call its model.", "sparewatt/fake")] = None
 
 
-EngineTable = LlamacppTable | OpenAiTable | DemoTable | FakeTable
+EngineTable = (
+    LlamacppTable
+    | LlamaServerTable
+    | VllmTable
+    | OpenAiTable
+    | VllmUrlTable
+    | TgiTable
+    | DemoTable
+    | FakeTable
+)
 
 
 class TimeoutsTable(_Table, frozen=True):

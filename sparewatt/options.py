@@ -2,6 +2,8 @@
 
 import ipaddress
 import re
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +16,11 @@ MICROS_PER_DOLLAR = 1_000_000
 PRICE_DECIMALS_COUNT_MAX = 6
 PRICE_DOLLARS_MAX = 1_000_000
 PRICE_MICROS_BARE_MIN = 1000
+ENGINE_FORMS = (
+    "llamacpp=MODEL.gguf, vllm=FOLDER-OR-ID, llama-server=PROGRAM,MODEL.gguf, openai=URL (or "
+    "vllm-url=URL, tgi=URL) of a server that already runs, or demo"
+)
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _DECIMAL = re.compile(r"[0-9]{1,7}(\.[0-9]{1,6})?")
 _WHOLE = re.compile(r"[0-9]{1,13}")
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -45,8 +52,9 @@ class Engine:
     """What computes a host's answers.
 
     Attributes:
-        kind: ``llamacpp``, ``openai``, ``demo`` or ``fake``.
-        value: A file, a URL, or empty.
+        kind: ``llamacpp``, ``llama-server``, ``vllm``, ``vllm-url``, ``tgi``, ``openai``,
+            ``demo`` or ``fake``.
+        value: A file, a folder or a model's id, a program and a file, a URL, or empty.
     """
 
     kind: str
@@ -110,28 +118,74 @@ def read_engine(_ctx: click.Context, _param: click.Parameter, value: str | None)
 
 
 def parse_engine(value: str) -> Engine:
-    """Return the engine that ``llamacpp=FILE``, ``openai=URL``, ``demo`` or ``fake`` says.
+    """Return the engine that e.g. ``llamacpp=FILE``, ``vllm=FOLDER`` or ``openai=URL`` says.
 
     Raises:
-        click.BadParameter: If it is none of them, or the file is missing.
+        click.BadParameter: If it is none, or what it names is missing; says what to write.
     """
     kind, _, rest = value.partition("=")
     if kind in ("demo", "fake") and not rest:
         return Engine(kind)
-    if kind == "llamacpp" and rest:
-        path = Path(rest).expanduser()
-        if not path.is_file():
-            raise click.BadParameter(f"there is no model file {rest}: name a GGUF file")
-        return Engine(kind, str(path.resolve()))
-    if kind == "openai" and rest:
-        if not rest.startswith("http://"):
+    read = _ENGINE_VALUES.get(kind)
+    if read is None or not rest:
+        raise click.BadParameter(f"{value!r} is not an engine: write {ENGINE_FORMS}")
+    return Engine(kind, read(kind, rest))
+
+
+def _url_value(kind: str, rest: str) -> str:
+    if not rest.startswith("http://"):
+        raise click.BadParameter(
+            f"{rest!r} must begin with http://, e.g. {kind}=http://127.0.0.1:8000/v1"
+        )
+    return rest.rstrip("/")
+
+
+def _gguf_value(_kind: str, rest: str) -> str:
+    path = Path(rest).expanduser()
+    if not path.is_file():
+        raise click.BadParameter(f"there is no model file {rest}: name a GGUF file")
+    return str(path.resolve())
+
+
+def _llama_server_value(kind: str, rest: str) -> str:
+    """Return ``PROGRAM,FILE``; the program is the one in the PATH if only a file is named."""
+    program, comma, model = rest.rpartition(",")
+    found = shutil.which(str(Path(program).expanduser()) if comma else "llama-server")
+    if found is None:
+        what = program if comma else "llama-server in the PATH"
+        raise click.BadParameter(
+            f"there is no program {what}: write llama-server=/PATH/llama-server,MODEL.gguf"
+        )
+    return f"{Path(found).absolute()},{_gguf_value(kind, model)}"
+
+
+def _vllm_value(_kind: str, rest: str) -> str:
+    """Return a folder's absolute path, or a repository's id."""
+    folder = Path(rest).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
             raise click.BadParameter(
-                f"{rest!r} must begin with http://, e.g. openai=http://127.0.0.1:8000/v1"
+                f"{rest} is no model's folder: it has no config.json; a GGUF file is for llamacpp"
             )
-        return Engine(kind, rest.rstrip("/"))
-    raise click.BadParameter(
-        f"{value!r} is not an engine: write llamacpp=MODEL.gguf, openai=URL, or demo"
-    )
+        return str(folder.resolve())
+    if folder.is_file():
+        raise click.BadParameter(f"{rest} is a file: name its folder; a GGUF file is for llamacpp")
+    if not _REPOSITORY.fullmatch(rest):
+        raise click.BadParameter(
+            f"there is no folder {rest}: name a model's folder, or a Hugging Face id like "
+            "Qwen/Qwen3-8B"
+        )
+    return rest
+
+
+_ENGINE_VALUES: Mapping[str, Callable[[str, str], str]] = {
+    "llamacpp": _gguf_value,
+    "llama-server": _llama_server_value,
+    "vllm": _vllm_value,
+    "vllm-url": _url_value,
+    "tgi": _url_value,
+    "openai": _url_value,
+}
 
 
 def read_dollars(_ctx: click.Context, _param: click.Parameter, value: str) -> int:

@@ -3,94 +3,55 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from p2p import limits
 from p2p.network import NetworkInfo
-from p2p.types import QUANTIZATIONS, ModelId
+from p2p.types import QUANTIZATIONS
 from p2p.wire import require_range, require_text
+from peer.host.engine_specs import (
+    DEFAULT_CONTEXT_TOKENS,
+    FAKE_MODEL_ID,
+    FakeSpec,
+    LlamacppSpec,
+    LlamaServerSpec,
+    OpenAiSpec,
+    TgiSpec,
+    VllmSpec,
+    VllmUrlSpec,
+)
 from peer.host.sandbox.settings import SandboxKind
 from peer.host.terms import Terms
+
+__all__ = [
+    "DEFAULT_CONTEXT_TOKENS",
+    "DEFAULT_ENGINE_NAME",
+    "ENGINES_COUNT_MAX",
+    "FAKE_MODEL_ID",
+    "EngineSpec",
+    "EngineTimeouts",
+    "FakeSpec",
+    "HostConfig",
+    "HostedEngine",
+    "LlamaServerSpec",
+    "LlamacppSpec",
+    "OpenAiSpec",
+    "Prices",
+    "Ready",
+    "TgiSpec",
+    "VllmSpec",
+    "VllmUrlSpec",
+]
 
 SLOTS_COUNT_MAX = 1024
 QUEUE_COUNT_MAX = 4096
 ENGINES_COUNT_MAX = limits.RECORD_OFFERS_MAX  # each of them has at least one offer
 DEFAULT_ENGINE_NAME = "main"
-DEFAULT_CONTEXT_TOKENS = 2048
-FAKE_MODEL_ID = ModelId("sparewatt/fake")
 _ENGINE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")  # it is part of file names
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LlamacppSpec:
-    """A llama.cpp child process for one model file.
-
-    Attributes:
-        model: The GGUF file.
-        model_id: The Hugging Face repository id under which it is offered.
-        template: A chat template in Jinja, or empty for the one inside the file.
-        context_tokens: Prompt and answer together, per request.
-        threads: 0 for half of the logical cores, at least one.
-    """
-
-    kind: ClassVar[str] = "llamacpp"
-    model: Path
-    model_id: ModelId
-    template: str = ""
-    context_tokens: int = DEFAULT_CONTEXT_TOKENS
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        require_text("model_id", self.model_id, bytes_max=limits.RECORD_TEXT_BYTES_MAX)
-        require_range("context_tokens", self.context_tokens, 64, 2**24)
-        require_range("threads", self.threads, 0, 1024)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenAiSpec:
-    """An OpenAI-compatible server that already runs; the host only passes requests on.
-
-    Attributes:
-        url: Its base, e.g. ``http://127.0.0.1:8000/v1``; plain HTTP, meant for this machine or
-            its own network.
-        model_id: The one model to offer, or None for all that ``/models`` lists.
-        api_key: Sent as a bearer token if not empty.
-        context_tokens: What to promise if the server does not say.
-    """
-
-    kind: ClassVar[str] = "openai"
-    url: str
-    model_id: ModelId | None = None
-    api_key: str = ""
-    context_tokens: int = DEFAULT_CONTEXT_TOKENS
-
-    def __post_init__(self) -> None:
-        if not self.url.startswith("http://"):
-            raise ValueError(f"an engine's URL must begin with http://, not {self.url!r}")
-        require_range("context_tokens", self.context_tokens, 64, 2**24)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FakeSpec:
-    """A deterministic engine in this process; for tests and rehearsals.
-
-    Attributes:
-        tokens: How many tokens an answer has if its request does not bound it below.
-        first_token_s: Time before the first token.
-        token_s: Time between tokens.
-        word: What every token says; empty for a row of different words.
-    """
-
-    kind: ClassVar[str] = "fake"
-    model_id: ModelId = FAKE_MODEL_ID
-    context_tokens: int = DEFAULT_CONTEXT_TOKENS
-    tokens: int = 16
-    first_token_s: float = 0.01
-    token_s: float = 0.01
-    word: str = ""
-
-
-EngineSpec = LlamacppSpec | OpenAiSpec | FakeSpec
+EngineSpec = (
+    LlamacppSpec | LlamaServerSpec | VllmSpec | OpenAiSpec | VllmUrlSpec | TgiSpec | FakeSpec
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """What the owner sees: the host's state as one value, in the shape of the control API's JSON."""
 
+import dataclasses
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -37,6 +38,17 @@ class SlotsStatus(msgspec.Struct):
     queued: int
 
 
+class LoadStatus(msgspec.Struct):
+    """How busy an engine says it is; ``kv_used_percent`` is None if it does not say."""
+
+    running: int
+    waiting: int
+    kv_used_percent: float | None
+    prompt_tokens_total: int
+    completion_tokens_total: int
+    preemptions_total: int | None
+
+
 class EngineStatus(msgspec.Struct):
     """One engine.
 
@@ -46,6 +58,8 @@ class EngineStatus(msgspec.Struct):
         state: ``starting``, ``loading``, ``ready``, ``failed``, or ``leaving``.
         detail: On the state, in one sentence.
         self_tests: What was found of its models before they were announced.
+        loaded_percent: How far it is with loading; 100 when it is ready.
+        load: How busy it says it is; None if it does not say.
     """
 
     kind: str
@@ -58,6 +72,8 @@ class EngineStatus(msgspec.Struct):
     model_ids: list[str]
     slots: SlotsStatus
     self_tests: list[SelfTest]
+    loaded_percent: int = 0
+    load: LoadStatus | None = None
 
 
 class OfferStatus(msgspec.Struct):
@@ -317,6 +333,8 @@ def engine_status(member: HostMember) -> EngineStatus:
         model_ids=model_ids,
         slots=SlotsStatus(queue.slots, queue.busy, queue.waiting),
         self_tests=self_tests_of(engine),
+        loaded_percent=engine.loaded_percent,
+        load=None if engine.load is None else LoadStatus(**dataclasses.asdict(engine.load)),
     )
 
 

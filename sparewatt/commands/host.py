@@ -19,6 +19,7 @@ from sparewatt.host_file import FILE_NAME, read_host_file
 from sparewatt.host_options import HostFlags, data_dir_of, host_config, with_flags
 from sparewatt.host_tables import HostFile, HostTable, PriceTable
 from sparewatt.options import (
+    ENGINE_FORMS,
     PRICE_HELP,
     Engine,
     Price,
@@ -64,6 +65,7 @@ class HostOptions(TypedDict):
         "sparewatt host",
         "sparewatt host --config host.toml",
         "sparewatt host --network join.json --engine llamacpp=model.gguf --price 0.05/0.20",
+        "sparewatt host --network join.json --engine vllm=Qwen/Qwen3-8B",
         "sparewatt host --network join.json --engine openai=http://127.0.0.1:8000/v1",
     ),
 )
@@ -94,7 +96,7 @@ class HostOptions(TypedDict):
     "--engine",
     metavar="SPEC",
     callback=read_engine,
-    help="llamacpp=MODEL.gguf, openai=URL of a server that already runs, or demo.",
+    help=f"{ENGINE_FORMS}.",
 )
 @click.option(
     "--price",
@@ -112,8 +114,8 @@ class HostOptions(TypedDict):
 @click.option(
     "--slots",
     type=click.IntRange(1, 1024),
-    help="Requests that the engine works on at a time.  [default: 4; 512 for openai=URL, whose "
-    "server has a queue of its own]",
+    help="Requests that the engine works on at a time.  [default: 4; 256 for vllm; 512 for a "
+    "URL, whose server has a queue of its own]",
 )
 @click.option(
     "--queue",

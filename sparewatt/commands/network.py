@@ -12,6 +12,7 @@ from sparewatt.commands.common import data_option, example
 from sparewatt.daemon import explained
 from sparewatt.invocation import typed_name
 from sparewatt.options import (
+    ENGINE_FORMS,
     PRICE_HELP,
     Engine,
     Price,
@@ -28,7 +29,6 @@ ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
 
 HOSTS_COUNT_MAX = 32
-DEMO_HELP = "llamacpp=MODEL.gguf, openai=URL of a server that already runs, or demo."
 FOLLOW_SECONDS = 0.3
 
 
@@ -40,7 +40,7 @@ def host_options(function: Callable[ParamsT, ResultT]) -> Callable[ParamsT, Resu
         default="demo",
         show_default=True,
         callback=read_engine,
-        help=DEMO_HELP,
+        help=f"{ENGINE_FORMS}.",
     )
     price = click.option(
         "--price",

@@ -1,6 +1,8 @@
 """What computes: the engine's program or server, its model, the model's licence."""
 
 import importlib.util
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +18,15 @@ from sparewatt.catalogue import (
 from sparewatt.clients import AskError, JsonApi, objects
 from sparewatt.doctor.findings import Finding, Subject, failed, good, skipped, warning
 from sparewatt.host_file import path_in
-from sparewatt.host_tables import DemoTable, EngineTable, FakeTable, LlamacppTable, OpenAiTable
+from sparewatt.host_tables import (
+    DemoTable,
+    EngineTable,
+    FakeTable,
+    LlamacppTable,
+    LlamaServerTable,
+    OpenAiTable,
+    VllmTable,
+)
 
 LLAMACPP_MODULE = "xllamacpp"
 GGUF_MAGIC = b"GGUF"
@@ -40,6 +50,11 @@ def _engine(table: EngineTable, subject: Subject, place: str) -> Sequence[Findin
             return [_llamacpp(), *_model_file(model, subject, f"{place}.model")]
         case DemoTable():
             return [_llamacpp(), *_demo(subject)]
+        case LlamaServerTable():
+            model = path_in(subject.path, table.model)
+            return [_llama_server(table, subject, place), *_model_file(model, subject, place)]
+        case VllmTable():
+            return [_vllm(table, subject, place)]
         case OpenAiTable():
             return [_server(table, f"{place}.url")]
         case FakeTable():
@@ -51,6 +66,32 @@ def _llamacpp() -> Finding:
     if importlib.util.find_spec(LLAMACPP_MODULE) is None:
         return failed("engine", "llama.cpp is not installed", "pip install 'sparewatt[llamacpp]'")
     return good("engine", "llama.cpp is installed")
+
+
+def _llama_server(table: LlamaServerTable, subject: Subject, place: str) -> Finding:
+    named = str(path_in(subject.path, table.binary)) if table.binary else "llama-server"
+    found = shutil.which(named)
+    if found is None:
+        mend = "say binary = with the path of your llama-server, and chmod +x it"
+        return failed("engine", f"there is no program {named}", mend, where=f"{place}.binary")
+    return good("engine", "llama-server is there", where=found)
+
+
+def _vllm(table: VllmTable, subject: Subject, place: str) -> Finding:
+    from peer.host.engines.vllm import probe
+    from peer.host.engines.vllm_launch import VllmBuild
+
+    if table.image:
+        return good("engine", "vLLM is that of an image", where=table.image)
+    python = table.python or sys.executable
+    found = probe(str(path_in(subject.path, python)) if "/" in python else python)
+    where = f"{place}.python"
+    mend = "pip install 'sparewatt[vllm]', or say python = with one that has vLLM"
+    if not isinstance(found, VllmBuild):
+        return failed("engine", found, mend, where=where)
+    if not found.distribution:
+        return failed("engine", f"{python} has no vLLM", mend, where=where)
+    return good("engine", f"{found.distribution} {found.version} is installed", where=python)
 
 
 def _server(table: OpenAiTable, place: str) -> Finding:

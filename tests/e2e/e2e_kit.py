@@ -46,10 +46,12 @@ def running(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
 
 
 @contextlib.contextmanager
-def network(data_dir: Path, *arguments: str) -> Iterator[dict]:
+def network(
+    data_dir: Path, *arguments: str, within_s: float = COMMAND_SECONDS_MAX
+) -> Iterator[dict]:
     """Run a network in the background and return its network.json."""
     try:
-        made = sparewatt("up", "--data", str(data_dir), *arguments)
+        made = sparewatt("up", "--data", str(data_dir), *arguments, within_s=within_s)
         assert made.returncode == 0, made.stderr
         yield json.loads((data_dir / "network.json").read_text())
     finally:

@@ -20,6 +20,8 @@ ERROR_BODY_BYTES_MAX = 64 * 1024
 SMALL_BODY_BYTES_MAX = 1024 * 1024  # vLLM's metrics have 64 KiB for one model
 SMALL_ANSWER_S_MAX = 5.0  # a count is a matter of milliseconds; an estimate serves as well
 _SERVER_ERROR_MIN = 500
+# What llama.cpp, vLLM and TGI say of a prompt that does not fit.
+_TOO_LONG = ("exceed_context_size", "context length", "`inputs` tokens + `max_new_tokens`")
 
 Answered = Callable[[Answer | None], None]
 
@@ -44,12 +46,14 @@ class _ErrorBody(msgspec.Struct):
 
 
 class _ErrorReply(msgspec.Struct):
-    error: _ErrorBody
+    error: _ErrorBody | str  # TGI's is a text
+    error_type: str | None = None
 
 
 class _Count(msgspec.Struct):
     input_tokens: int | None = None
     count: int | None = None
+    tokenize_response: list[msgspec.Raw] | None = None
 
 
 class HttpEngineClient:
@@ -250,12 +254,17 @@ class _SmallAnswer:
 
 
 def parse_count(body: bytes) -> int | None:
-    """Return the count in an engine's answer (llama.cpp: ``input_tokens``, vLLM: ``count``)."""
+    """Return the count in an engine's answer.
+
+    llama.cpp calls it ``input_tokens``, vLLM ``count``; TGI lists the tokens.
+    """
     try:
         reply = msgspec.json.decode(body, type=_Count)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     count = reply.input_tokens if reply.input_tokens is not None else reply.count
+    if count is None and reply.tokenize_response is not None:
+        count = len(reply.tokenize_response)
     return count if count is not None and count >= 0 else None
 
 
@@ -282,9 +291,14 @@ def failure_of_answer(status: int, body: bytes) -> EngineFailure:
             return EngineFailure(ErrorCode.BUSY, "the engine has no room now")
         return EngineFailure(ErrorCode.ENGINE_FAILED, f"the engine failed with status {status}")
     try:
-        error = msgspec.json.decode(body, type=_ErrorReply).error
+        reply = msgspec.json.decode(body, type=_ErrorReply)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return EngineFailure(ErrorCode.ENGINE_FAILED, f"the engine answered with status {status}")
+    error = reply.error
+    if isinstance(error, str):
+        error = _ErrorBody(message=error, type=reply.error_type)
+    if status == HTTPStatus.FAILED_DEPENDENCY:  # TGI's word for a model that failed
+        return EngineFailure(ErrorCode.ENGINE_FAILED, "the engine failed to generate")
     return EngineFailure(_code_of(status, error), error.message[:500], param=error.param or "")
 
 
@@ -293,7 +307,7 @@ def _code_of(status: int, error: _ErrorBody) -> ErrorCode:
     match status:
         case 429:
             return ErrorCode.BUSY
-        case 400 | 413 | 422 if "exceed_context_size" in words or "context length" in words:
+        case 400 | 413 | 422 if any(word in words for word in _TOO_LONG):
             return ErrorCode.CONTEXT_LENGTH_EXCEEDED
         case 400 | 422:
             return ErrorCode.INVALID_REQUEST

@@ -7,6 +7,7 @@ import msgspec
 from p2p.types import Feature
 from peer.host.config import LlamacppSpec
 from peer.host.engines.api import EngineLoad, EngineModel
+from peer.host.engines.gguf import find_gguf_problem
 from peer.host.engines.launch import CHILD_MODULE, ChildOptions, ChildReport, parse_report
 from peer.host.engines.metrics import LLAMACPP_METRICS, read_metrics
 from peer.host.engines.plan import ChildPlan, Mount
@@ -29,7 +30,7 @@ class LlamacppRecipe:
 
     def find_problem(self) -> str:
         """Return why the file can't be a model."""
-        return find_gguf_problem(self._spec)
+        return find_gguf_problem(self._spec.model)
 
     def plan(self, seat: Seat) -> ChildPlan:
         """Return what to run."""
@@ -96,14 +97,3 @@ class ReportReader:
     def read_line(self, line: str) -> None:
         """Take one line."""
         self.report = parse_report(line) or self.report
-
-
-def find_gguf_problem(spec: LlamacppSpec) -> str:
-    """Return why a spec's file can't be a model, or an empty text. Blocks."""
-    model = spec.model
-    if not model.is_file():
-        return f"the model file {model} does not exist"
-    with model.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            return f"{model} is not a GGUF file"
-    return ""

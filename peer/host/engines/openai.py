@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server that somebody else runs, as an engine."""
+"""An OpenAI-compatible server that somebody else runs, as an engine: vLLM, TGI, or any other."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,11 +6,10 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import httpx
-import msgspec
 import trio
 
 from p2p.types import Feature, ModelId
-from peer.host.config import EngineTimeouts, OpenAiSpec
+from peer.host.config import EngineTimeouts, OpenAiSpec, TgiSpec, VllmUrlSpec
 from peer.host.engines.api import (
     EngineCall,
     EngineLoad,
@@ -21,6 +20,15 @@ from peer.host.engines.api import (
     PromptCounted,
 )
 from peer.host.engines.client import HttpEngineClient, parse_count
+from peer.host.engines.metrics import LLAMACPP_METRICS, TGI_METRICS, VLLM_METRICS, read_metrics
+from peer.host.engines.models_list import (
+    BODY_BYTES_MAX,
+    ListedModel,
+    parse_models,
+    parse_props,
+    parse_tgi_info,
+    parse_version,
+)
 from peer.http.loop import Loop
 from peer.http.target import EngineTarget, resolve
 
@@ -28,34 +36,23 @@ CHECK_S = 10.0
 MISSING_S = 1.0
 CHECK_TIMEOUT_S = 5.0
 MODELS_COUNT_MAX = 8
-MODELS_BYTES_MAX = 1024 * 1024
 _FEATURES = (Feature.STREAM, Feature.USAGE)
 _COUNT_PROBE = b'{"model":"","messages":[{"role":"user","content":"a"}]}'
-
-
-class _Model(msgspec.Struct):
-    id: str
-    owned_by: str = ""
-    max_model_len: int | None = None
-    context_length: int | None = None
-
-
-class _ModelList(msgspec.Struct):
-    data: list[_Model]
+_COUNT_PATHS = ("/chat/completions/input_tokens",)  # below the base: llama.cpp's
+_COUNT_ROOT_PATHS = ("/tokenize", "/chat_tokenize")  # vLLM's, TGI's
+_METRICS = (VLLM_METRICS, LLAMACPP_METRICS, TGI_METRICS)
+_HTTP_TROUBLES = (httpx.HTTPError, UnicodeDecodeError, OSError)
 
 
 class OpenAiEngine:
     """A server at a URL. Run ``run`` in a nursery; it asks now and then whether it is there.
 
-    A server may count a request's prompt tokens before it computes them (llama.cpp at
-    ``chat/completions/input_tokens``, vLLM at ``/tokenize``); others can't, and the host
-    estimates.
+    What a server does not say of itself is left open: its version, its load, how many tokens a
+    prompt has (then the host estimates), how long its context is (then the owner's word counts).
     """
 
-    parameter_table = "openai"
     pid: int | None = None
     restarts = 0
-    load: EngineLoad | None = None
 
     def __init__(self, spec: OpenAiSpec, loop: Loop, *, timeouts: EngineTimeouts) -> None:
         self._spec = spec
@@ -64,11 +61,17 @@ class OpenAiEngine:
         parts = urlsplit(spec.url)
         self._base_path = parts.path.rstrip("/")
         self._origin = f"{parts.scheme}://{parts.netloc}"
+        if isinstance(spec, VllmUrlSpec | TgiSpec) and not self._base_path:
+            self._base_path = "/v1"  # theirs is always there; without it is what people write
         self._target = replace(EngineTarget.from_url(spec.url), base_path="")
         self._client: HttpEngineClient | None = None
+        self._version = ""
+        self._context_tokens = 0
         self._changed: Callable[[], None] = lambda: None
+        self.parameter_table = _table_of(spec)
         self.state = EngineState.STARTING
         self.detail = f"asking {spec.url}"
+        self.load: EngineLoad | None = None
         self.models: tuple[EngineModel, ...] = ()
 
     @property
@@ -112,30 +115,61 @@ class OpenAiEngine:
     async def _check(self, http: httpx.AsyncClient) -> None:
         url = f"{self._origin}{self._base_path}/models"
         try:
-            response = await http.get(url)
-            listed = _parse_models(response)
-        except (
-            httpx.HTTPError,
-            msgspec.DecodeError,
-            UnicodeDecodeError,
-            RecursionError,
-            OSError,
-        ) as error:
+            listed = await self._list_models(http, url)
+            if not listed:
+                raise httpx.DecodingError("no list of models in its answer")
+        except _HTTP_TROUBLES as error:
+            self.load = None
             self._set(EngineState.FAILED, f"{url} gave no list of models: {error!r}"[:300], ())
             return
-        models = _choose_models(listed, self._spec)
-        if not models:
-            names = ", ".join(model.id for model in listed.data[:MODELS_COUNT_MAX]) or "none"
+        chosen = _choose_models(listed, self._spec)
+        if not chosen:
+            names = ", ".join(model.id for model in listed[:MODELS_COUNT_MAX])
             detail = f"the server at {self._spec.url} does not serve {self._spec.model_id}: {names}"
             self._set(EngineState.FAILED, detail, ())
             return
+        if self.state is not EngineState.READY:  # another may be there since
+            await self._ask_about(http)
         if self._client is None:
             self._client = await self._open_client(http)
-        self._set(EngineState.READY, f"{self._spec.url} answers", models)
+        self.load = await self._read_load(http)
+        models = tuple(self._engine_model(model_id, model) for model_id, model in chosen)
+        about = " ".join(part for part in (models[0].engine, self._version) if part)
+        self._set(EngineState.READY, f"{self._spec.url} answers ({about})", models)
+
+    async def _list_models(self, http: httpx.AsyncClient, url: str) -> tuple[ListedModel, ...]:
+        """Return what the server serves; TGI before version 3 says it at ``/info`` only.
+
+        Raises:
+            httpx.HTTPError: When it does not answer, or with an error.
+        """
+        if isinstance(self._spec, TgiSpec):
+            info = parse_tgi_info(await _get(http, f"{self._origin}/info"))
+            return (ListedModel(info.model_id, "tgi", info.context_tokens),) if info else ()
+        response = await http.get(url)
+        response.raise_for_status()
+        return parse_models(response.content)
+
+    async def _ask_about(self, http: httpx.AsyncClient) -> None:
+        """Learn version and context, of those servers that say them somewhere of their own."""
+        if isinstance(self._spec, TgiSpec):
+            info = parse_tgi_info(await _get(http, f"{self._origin}/info"))
+            self._version = info.version if info is not None else ""
+            return
+        self._version = parse_version(await _get(http, f"{self._origin}/version"))
+        build, self._context_tokens = parse_props(await _get(http, f"{self._origin}/props"))
+        if not self._version:
+            ollama = parse_version(await _get(http, f"{self._origin}/api/version"))
+            self._version = build or ollama
+
+    async def _read_load(self, http: httpx.AsyncClient) -> EngineLoad | None:
+        body = await _get(http, f"{self._origin}/metrics")
+        loads = (read_metrics(body, names) for names in _METRICS)
+        return next((load for load in loads if load is not None), None)
 
     async def _find_count_path(self, http: httpx.AsyncClient) -> str:
         """Return where the server counts prompt tokens, or an empty text."""
-        for path in (f"{self._base_path}/chat/completions/input_tokens", "/tokenize"):
+        for path in (*(f"{self._base_path}{each}" for each in _COUNT_PATHS), *_COUNT_ROOT_PATHS):
             try:
                 response = await http.post(
                     f"{self._origin}{path}",
@@ -158,6 +192,18 @@ class OpenAiEngine:
             count_path=await self._find_count_path(http),
         )
 
+    def _engine_model(self, model_id: ModelId, model: ListedModel) -> EngineModel:
+        context = model.context_tokens or self._context_tokens or self._spec.context_tokens
+        return EngineModel(
+            model_id=model_id,
+            name=model.id,
+            context_tokens=context,
+            output_tokens_max=context,
+            features=_FEATURES,
+            engine=_ENGINES.get(model.owned_by, "openai"),
+            engine_version=self._version,
+        )
+
     def _set(self, state: EngineState, detail: str, models: tuple[EngineModel, ...]) -> None:
         is_new = (state, models) != (self.state, self.models)
         self.state, self.detail, self.models = state, detail, models
@@ -165,35 +211,35 @@ class OpenAiEngine:
             self._changed()
 
 
-def _parse_models(response: httpx.Response) -> _ModelList:
-    response.raise_for_status()
-    if len(response.content) > MODELS_BYTES_MAX:
-        raise msgspec.DecodeError("the list of models is too long")
-    return msgspec.json.decode(response.content, type=_ModelList)
+_ENGINES = {"vllm": "vllm", "tgi": "tgi", "llamacpp": "llama.cpp"}
 
 
-def _choose_models(listed: _ModelList, spec: OpenAiSpec) -> tuple[EngineModel, ...]:
+def _table_of(spec: OpenAiSpec) -> str:
+    if isinstance(spec, VllmUrlSpec):
+        return "vllm"
+    return "tgi" if isinstance(spec, TgiSpec) else "openai"
+
+
+async def _get(http: httpx.AsyncClient, url: str) -> bytes:
+    """Return what a server has at an address, or nothing."""
+    try:
+        response = await http.get(url)
+    except _HTTP_TROUBLES:
+        return b""
+    is_fine = response.status_code == HTTPStatus.OK and len(response.content) <= BODY_BYTES_MAX
+    return response.content if is_fine else b""
+
+
+def _choose_models(
+    listed: tuple[ListedModel, ...], spec: OpenAiSpec
+) -> list[tuple[ModelId, ListedModel]]:
     """Return the models to offer: the one asked for, by its name or as the only one, or all.
 
     A server often knows its one model under a name of its own, e.g. a path; with a single model
     listed, the owner's word decides what it is.
     """
     if spec.model_id is None:
-        chosen = [(ModelId(model.id), model) for model in listed.data[:MODELS_COUNT_MAX]]
-    else:
-        same = [model for model in listed.data if model.id.casefold() == spec.model_id.casefold()]
-        only = same or (listed.data if len(listed.data) == 1 else [])
-        chosen = [(spec.model_id, model) for model in only[:1]]
-    return tuple(_engine_model(model_id, model, spec) for model_id, model in chosen)
-
-
-def _engine_model(model_id: ModelId, model: _Model, spec: OpenAiSpec) -> EngineModel:
-    context = model.max_model_len or model.context_length or spec.context_tokens
-    return EngineModel(
-        model_id=model_id,
-        name=model.id,
-        context_tokens=context,
-        output_tokens_max=context,
-        features=_FEATURES,
-        engine="vllm" if model.owned_by == "vllm" else "openai",
-    )
+        return [(ModelId(model.id), model) for model in listed[:MODELS_COUNT_MAX]]
+    same = [model for model in listed if model.id.casefold() == spec.model_id.casefold()]
+    only = same or (listed if len(listed) == 1 else ())
+    return [(spec.model_id, model) for model in only[:1]]

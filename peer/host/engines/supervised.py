@@ -38,6 +38,8 @@ HEALTH_MISSED_COUNT_MAX = 2
 # for ``load_s`` hangs, and what says something for ever never gets ready either.
 LOAD_FACTOR_MAX = 20
 HEALTH_PATH = "/health"
+# How vLLM ends an answer, with status 200, when its worker died.
+_ERROR_EVENT = b'data: {"error"'
 _SOCKET_DIR_INSIDE = PurePosixPath("/run/engine")
 _CACHE_DIR_INSIDE = PurePosixPath("/cache")
 
@@ -83,7 +85,7 @@ class SupervisedEngine:
         place: EnginePlace,
         timeouts: EngineTimeouts,
     ) -> None:
-        self._recipe = recipe
+        self.recipe = recipe
         self._loop = loop
         self._launcher = launcher
         self._place = place
@@ -144,7 +146,11 @@ class SupervisedEngine:
         if failure is not None:
             if failure.is_hang:
                 self._verdict = "the engine fell silent and was stopped"
-            self._look_now.set()
+            self.look()
+
+    def look(self) -> None:
+        """Look now whether the child is well."""
+        self._look_now.set()
 
     # -- one child -----------------------------------------------------------------------------
 
@@ -154,7 +160,7 @@ class SupervisedEngine:
         if problem:
             raise ChildFailedError(problem)
         self._set(EngineState.LOADING, "the engine is starting")
-        plan = self._recipe.plan(self._seat())
+        plan = self.recipe.plan(self._seat())
         try:
             async with self._launcher.open(plan, log_path=self._place.log_path) as child:
                 self.pid = child.pid
@@ -169,7 +175,7 @@ class SupervisedEngine:
 
     def _prepare(self) -> str:
         """Look for problems and make room; blocks."""
-        problem = self._recipe.find_problem()
+        problem = self.recipe.find_problem()
         if problem:
             return problem
         place = self._place
@@ -203,10 +209,10 @@ class SupervisedEngine:
         """Load, then serve until the child ends or has to; return why."""
         ended: list[str] = []
         outcome: list[str] = []
-        reader = self._recipe.new_reader()
+        reader = self.recipe.new_reader()
         target = EngineTarget(unix_path=self._place.socket_dir / SOCKET_NAME)
         client = HttpEngineClient(
-            self._loop, target, self._timeouts, count_path=self._recipe.count_path
+            self._loop, target, self._timeouts, count_path=self.recipe.count_path
         )
         try:
             async with trio.open_nursery() as nursery:
@@ -252,7 +258,7 @@ class SupervisedEngine:
             if reader.progress != before:
                 self.loaded_percent = reader.progress.percent
                 self._set(EngineState.LOADING, f"{reader.progress.text} ({self.loaded_percent} %)")
-            model = await self._recipe.look(partial(_ask, client), reader)
+            model = await self.recipe.look(partial(_ask, client), reader)
             if model is not None:
                 return model
             if now_s - news_s > load_s or now_s - began_s > load_s * LOAD_FACTOR_MAX:
@@ -279,10 +285,10 @@ class SupervisedEngine:
             await self._read_load(client)
 
     async def _read_load(self, client: HttpEngineClient) -> None:
-        if self._recipe.metrics_path:
-            answer = await _ask(client, self._recipe.metrics_path)
+        if self.recipe.metrics_path:
+            answer = await _ask(client, self.recipe.metrics_path)
             if answer is not None and answer.status == HTTPStatus.OK:
-                self.load = self._recipe.read_load(answer.body)
+                self.load = self.recipe.read_load(answer.body)
 
     def _drop_client(self) -> None:
         """Fail all that runs and forget the child's connections."""
@@ -314,6 +320,8 @@ class _GuardedCall:
 
     def received(self, data: bytes) -> None:
         if not self._over:
+            if _ERROR_EVENT in data:
+                self._engine.look()
             self._sink.received(data)
 
     def ended(self) -> None:

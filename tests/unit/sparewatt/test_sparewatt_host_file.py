@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from p2p.network import NetworkInfo
 from p2p.types import ModelId, NetworkId, PublicKey
-from peer.host.config import FakeSpec, HostConfig, LlamacppSpec, OpenAiSpec
+from peer.host.config import (
+    FakeSpec,
+    HostConfig,
+    LlamacppSpec,
+    LlamaServerSpec,
+    OpenAiSpec,
+    TgiSpec,
+    VllmSpec,
+    VllmUrlSpec,
+)
 from peer.host.schedule import Schedule, Window
 from peer.host.terms import (
     AccessTerms,
@@ -22,6 +31,7 @@ from peer.host.terms import (
     PriceTerms,
     Terms,
 )
+from sparewatt.engines import choose_engine, slots_count
 from sparewatt.host_file import line_of, parse_host_file, read_host_file
 from sparewatt.host_file_text import COLUMNS, render
 from sparewatt.host_options import HostFlags, host_config, with_flags
@@ -32,9 +42,13 @@ from sparewatt.host_tables import (
     HostFile,
     HostTable,
     LlamacppTable,
+    LlamaServerTable,
     OpenAiTable,
     PriceTable,
+    TgiTable,
     TimeoutsTable,
+    VllmTable,
+    VllmUrlTable,
     engine_kinds,
     keys_of,
     table_type,
@@ -100,7 +114,15 @@ ONCE = [table_type(name) for name in keys_of(HostFile) if name != "engine"]
 
 
 def test_written_file_comments_every_key_and_is_no_wider_than_a_terminal():
-    tables = (LlamacppTable(model="m.gguf"), OpenAiTable(url="http://h"), DemoTable(), FakeTable())
+    tables = (
+        LlamacppTable(model="m.gguf"),
+        OpenAiTable(url="http://h"),
+        DemoTable(),
+        FakeTable(),
+        VllmTable(model="Org/Model"),
+        LlamaServerTable(model="m.gguf"),
+        TgiTable(url="http://h"),
+    )
     lines = render(HostFile(engine=tables)).splitlines()
     assert max(map(len, lines)) <= COLUMNS
     kinds = [*ONCE, *map(type, tables)]
@@ -130,7 +152,7 @@ def test_each_kind_of_engine_and_each_key_has_a_comment():
         ('[host]\nlisten = "x"\n', 2, "host.listen", "a list in [ ], not a text in quotes"),
         ("[host]\nnetwork = 3\n", 2, "host.network", "a text in quotes, not a whole number"),
         ("[timeouts]\nhead_s = -1\n", 2, "timeouts.head_s", "a number > 0.0"),
-        ('[[engine]]\nkind = "vlm"\n', 2, "engine[0].kind", "llamacpp, openai"),
+        ('[[engine]]\nkind = "vlm"\n', 2, "engine[0].kind", "llamacpp, llama-server, vllm"),
         ("[[engine]]\n", 1, "engine[0]", "kind is missing"),
         ('[[engine]]\nkind = "demo"\n\n[[engine]]\nkind = "llamacpp"\n', 4, "engine[1]", "GGUF"),
         ('[[engine]]\nkind="demo"\n[[engine]]\nkind="openai"\nur="x"\n', 5, "engine[1].ur", "url"),
@@ -387,6 +409,82 @@ def test_engine_that_can_not_be_is_refused_where_it_stands(engine: str, place: s
         config_of(path)
     assert f"host.toml, {place}" in caught.value.message
     assert caught.value.advice
+
+
+def test_vllm_of_a_file_is_told_all_that_the_file_says(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "chat.jinja").write_text("{{ messages }}")
+    text = """
+[[engine]]
+kind = "vllm"
+model = "model"
+model_id = "Org/Model"
+python = "venv/bin/python"
+context_tokens = 4096
+gpu_memory_percent = 80
+tensor_parallel = 2
+template_file = "chat.jinja"
+tool_parser = "hermes"
+"""
+    path = tmp_path / "host.toml"
+    (engine,) = parse_host_file(text, path).engine
+    choice = choose_engine(engine, path, "engine[0]")
+    assert choice.spec == VllmSpec(
+        model=str(tmp_path / "model"),
+        model_id=ModelId("Org/Model"),
+        python=str(tmp_path / "venv/bin/python"),
+        context_tokens=4096,
+        gpu_memory_percent=80,
+        tensor_parallel=2,
+        template_file=tmp_path / "chat.jinja",
+        tool_parser="hermes",
+    )
+    assert slots_count(engine) == 256
+
+
+def test_llama_server_of_a_file_is_its_program_with_its_model(tmp_path: Path):
+    program, model = tmp_path / "llama-server", tmp_path / "m.gguf"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o700)
+    model.write_bytes(b"GGUF")
+    table = LlamaServerTable(model="m.gguf", binary="llama-server", gpu_layers=7)
+    choice = choose_engine(table, tmp_path / "host.toml", "engine[0]")
+    assert choice.spec == LlamaServerSpec(
+        binary=program, model=model, model_id=ModelId("m"), gpu_layers=7
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "kind"),
+    [(VllmUrlTable, VllmUrlSpec), (TgiTable, TgiSpec), (OpenAiTable, OpenAiSpec)],
+)
+def test_server_at_a_url_is_of_the_kind_that_the_file_says(table, kind, tmp_path: Path):
+    made = table(url="http://127.0.0.1:8000")
+    choice = choose_engine(made, tmp_path / "host.toml", "engine[0]")
+    assert type(choice.spec) is kind
+
+
+@pytest.mark.parametrize(
+    ("line", "place", "words"),
+    [
+        ('model = "none"', "engine[0].model", "there is no folder"),
+        ('model = "Org/Model"\ndtype = "int1"', "engine[0]", "not one of auto"),
+        ('model = "Org/Model"\ntool_parser = "-x"', "engine[0]", "write vLLM's name"),
+        ('model = "Org/Model"\ntemplate_file = "no"', "engine[0].template_file", "can't read"),
+    ],
+)
+def test_vllm_that_can_not_be_is_refused_where_it_stands(
+    line: str, place: str, words: str, tmp_path: Path
+):
+    path = tmp_path / "host.toml"
+    path.write_text(f'[[engine]]\nkind = "vllm"\n{line}\n')
+    (engine,) = read_host_file(path).engine
+    with pytest.raises(Problem) as caught:
+        choose_engine(engine, path, "engine[0]")
+    message = caught.value.format_message()
+    assert f"{place}: " in message
+    assert words in message
 
 
 def test_flag_of_one_engine_is_refused_where_the_file_has_several(tmp_path: Path):

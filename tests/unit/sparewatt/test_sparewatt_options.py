@@ -82,6 +82,53 @@ def test_engine_of_each_kind_is_read(tmp_path: Path):
     url = "http://127.0.0.1:8000/v1"
     assert read_engine(CONTEXT, PARAMETER, f"openai={url}/") == Engine("openai", url)
     assert str(Engine("openai", url)) == f"openai={url}"
+    for kind in ("vllm-url", "tgi"):
+        assert read_engine(CONTEXT, PARAMETER, f"{kind}={url}") == Engine(kind, url)
+
+
+def test_vllm_takes_a_folder_or_a_repository(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    assert read_engine(CONTEXT, PARAMETER, f"vllm={tmp_path}") == Engine("vllm", str(tmp_path))
+    known = Engine("vllm", "Qwen/Qwen3-8B")
+    assert read_engine(CONTEXT, PARAMETER, "vllm=Qwen/Qwen3-8B") == known
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("vllm={}/empty", "has no config.json"),
+        ("vllm={}/m.gguf", "a GGUF file is for llamacpp"),
+        ("vllm={}/none", "there is no folder"),
+        ("vllm=../none", "there is no folder"),
+        ("vllm=Qwen3-8B", "a Hugging Face id like"),
+        ("llama-server={}/m.gguf", "no program llama-server in the PATH"),
+        ("llama-server={}/none,{}/m.gguf", "write llama-server=/PATH/llama-server,MODEL.gguf"),
+        ("llama-server={}/m.gguf,{}/m.gguf", "there is no program"),
+        ("tgi=127.0.0.1:80", "tgi=http://127.0.0.1"),
+        ("vllm-url=https://x", "must begin with http://"),
+        ("vlm=x", "write llamacpp=MODEL.gguf, vllm="),
+    ],
+)
+def test_wrong_engine_is_refused_with_what_to_write(
+    text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "m.gguf").write_text("")
+    with pytest.raises(click.BadParameter) as caught:
+        read_engine(CONTEXT, PARAMETER, text.replace("{}", str(tmp_path)))
+    assert words in caught.value.message
+
+
+def test_llama_server_is_a_program_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    program, model = tmp_path / "llama-server", tmp_path / "m.gguf"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o700)
+    model.write_text("")
+    both = Engine("llama-server", f"{program},{model}")
+    assert read_engine(CONTEXT, PARAMETER, f"llama-server={program},{model}") == both
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert read_engine(CONTEXT, PARAMETER, f"llama-server={model}") == both
 
 
 @pytest.mark.parametrize(
