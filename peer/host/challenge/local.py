@@ -19,6 +19,8 @@ from p2p.puzzle import (
 )
 from peer.host.challenge.prover import ChallengeError, Runtime, Solved, open_prover
 
+WORKER_BYTES = 256 * 2**20  # the interpreter, its libraries, and what filling takes beside
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -65,7 +67,7 @@ def require_room(puzzle: Puzzle, claim: Claim) -> None:
         ChallengeError: If there is no room.
     """
     free_bytes = psutil.virtual_memory().available
-    needed_bytes = puzzle.fill_bytes + 4 * puzzle.fill_bytes // 256
+    needed_bytes = puzzle.fill_bytes + WORKER_BYTES
     if not claim.is_gpu and needed_bytes > free_bytes:
         raise ChallengeError(
             f"{puzzle.fill_bytes} bytes are to be filled and only {free_bytes} are free:"

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 MEASURE_S = 0.5  # for each of the two speeds, after one round to warm up
 HASH_THREADS_COUNT_MAX = 8
+PART_SEGMENTS_COUNT = 4096  # 32 MiB; some five times as much is needed beside the rows
 SIGN = 2**63
 
 
@@ -66,7 +67,6 @@ class NumpyDevice:
     """The processor."""
 
     kind = "cpu"
-    matmul_type = "float32"
 
     def __init__(self) -> None:
         import numpy  # noqa: PLC0415 - the torch worker runs where there may be none
@@ -80,17 +80,21 @@ class NumpyDevice:
 
     def fill(self, row: int, recipe: Recipe) -> None:
         """Make a row from its parents, or the first one from nothing."""
-        np, out = self._np, self._rows[row]
+        for part in parts_of(len(self._rows[row])):
+            self._fill_part(self._rows[row][part.start : part.stop], part, recipe)
+
+    def _fill_part(self, out: "Words", part: range, recipe: Recipe) -> None:
+        np = self._np
         if recipe.parents:
-            (a, s), (b, t), (c, u), (d, v) = recipe.parents
-            np.bitwise_xor(self._turned(a, s), self._turned(b, t), out=out)
+            a, b, c, d = (self._turned(*parent, part) for parent in recipe.parents)
+            np.bitwise_xor(a, b, out=out)
             out *= np.uint64(rules.STEP)
-            other = self._turned(c, u)
-            other ^= self._turned(d, v)
-            out += other
+            c ^= d
+            out += c
         else:
-            out[:] = np.arange(out.size, dtype=np.uint64).reshape(out.shape)
-            out *= np.uint64(rules.STEP)
+            first = part.start * rules.SEGMENT_WORDS_COUNT
+            numbers = np.arange(first, first + out.size, dtype=np.uint64)
+            np.multiply(numbers.reshape(out.shape), np.uint64(rules.STEP), out=out)
         out += np.uint64(recipe.key)
         first, second, third = (np.uint64(shift) for shift in rules.SHIFTS)
         out ^= out >> first
@@ -99,8 +103,10 @@ class NumpyDevice:
         out *= np.uint64(rules.MIX_2)
         out ^= out >> third
 
-    def _turned(self, row: int, segments: int) -> "Words":
-        return self._np.roll(self._rows[row], -segments, axis=0)
+    def _turned(self, row: int, segments: int, part: range) -> "Words":
+        words = self._rows[row]
+        turned: Words = words[(self._np.arange(part.start, part.stop) + segments) % len(words)]
+        return turned
 
     def row_bytes(self, row: int) -> memoryview:
         """Return a row as bytes, little-endian."""
@@ -126,10 +132,26 @@ class NumpyDevice:
         return 2 * size**3 * rate(lambda: one @ one) / 1e12
 
 
+class Tensor(Protocol):
+    """What is used of PyTorch's tensors."""
+
+    shape: tuple[int, ...]
+
+    def numel(self) -> int:
+        """Return how many numbers it has."""
+
+    def data_ptr(self) -> int:
+        """Return where they lie."""
+
+    def add_(self, other: object) -> "Tensor":
+        """Add to each."""
+
+    def mul_(self, other: int) -> "Tensor":
+        """Multiply each."""
+
+
 class TorchDevice:
     """A GPU, or the processor if there is none: whatever PyTorch calls its first device."""
-
-    matmul_type = "bfloat16"
 
     def __init__(self) -> None:
         self._torch = import_module("torch")
@@ -147,16 +169,20 @@ class TorchDevice:
 
     def fill(self, row: int, recipe: Recipe) -> None:
         """Make a row from its parents, or the first one from nothing."""
-        torch, out = self._torch, self._rows[row]
+        for part in parts_of(len(self._rows[row])):
+            self._fill_part(self._rows[row, part.start : part.stop], part, recipe)
+
+    def _fill_part(self, out: Tensor, part: range, recipe: Recipe) -> None:
+        torch = self._torch
         if recipe.parents:
-            (a, s), (b, t), (c, u), (d, v) = recipe.parents
-            torch.bitwise_xor(self._turned(a, s), self._turned(b, t), out=out)
+            a, b, c, d = (self._turned(*parent, part) for parent in recipe.parents)
+            torch.bitwise_xor(a, b, out=out)
             out.mul_(signed(rules.STEP))
-            other = self._turned(c, u)
-            out.add_(torch.bitwise_xor(other, self._turned(d, v), out=other))
+            out.add_(torch.bitwise_xor(c, d, out=c))
         else:
-            torch.arange(out.numel(), device=self._device, out=out.view(-1))
-            out.mul_(signed(rules.STEP))
+            first, count = part.start * rules.SEGMENT_WORDS_COUNT, int(out.numel())
+            numbers = torch.arange(first, first + count, device=self._device)
+            torch.mul(numbers.view(out.shape), signed(rules.STEP), out=out)
         out.add_(signed(recipe.key))
         first, second, third = rules.SHIFTS
         self._stir(out, first)
@@ -165,13 +191,15 @@ class TorchDevice:
         out.mul_(signed(rules.MIX_2))
         self._stir(out, third)
 
-    def _stir(self, out: "Words", shift: int) -> None:
+    def _stir(self, out: Tensor, shift: int) -> None:
         """Xor words with themselves shifted right; PyTorch's own shift drags the sign along."""
         moved = self._torch.bitwise_right_shift(out, shift)
         self._torch.bitwise_xor(out, moved.bitwise_and_(2 ** (64 - shift) - 1), out=out)
 
-    def _turned(self, row: int, segments: int) -> "Words":
-        turned: Words = self._torch.roll(self._rows[row], -segments, dims=0)
+    def _turned(self, row: int, segments: int, part: range) -> Tensor:
+        words = self._rows[row]
+        numbers = self._torch.arange(part.start, part.stop, device=self._device)
+        turned: Tensor = words.index_select(0, (numbers + segments) % len(words))
         return turned
 
     def row_bytes(self, row: int) -> memoryview:
@@ -182,7 +210,7 @@ class TorchDevice:
         """Return a segment as bytes, little-endian."""
         return bytes(self._bytes_of(self._rows[row, segment]))
 
-    def _bytes_of(self, words: "Words") -> memoryview:
+    def _bytes_of(self, words: Tensor) -> memoryview:
         self._kept = here = self._torch.Tensor.contiguous(self._torch.Tensor.cpu(words))
         size = int(here.numel()) * 8
         return memoryview((ctypes.c_ubyte * size).from_address(here.data_ptr()))
@@ -198,13 +226,26 @@ class TorchDevice:
     def matmul_tflops(self) -> float:
         """Measure how fast matrices are multiplied."""
         size = 8192 if self.kind == "gpu" else 512
-        kind = self._torch.bfloat16
-        one = self._torch.full((size, size), 0.5, dtype=kind, device=self._device)
-        return 2 * size**3 * rate(lambda: self._torch.mm(one, one), self._wait) / 1e12
+        per_s = self._products_per_s(size)
+        if self.kind == "gpu":
+            self._torch.cuda.empty_cache()  # the rows need all that there is
+        return 2 * size**3 * per_s / 1e12
+
+    def _products_per_s(self, size: int) -> float:
+        shape, kind = (size, size), self._torch.bfloat16
+        one = self._torch.full(shape, 0.5, dtype=kind, device=self._device)
+        product = self._torch.empty(shape, dtype=kind, device=self._device)
+        return rate(lambda: self._torch.mm(one, one, out=product), self._wait)
 
     def _wait(self) -> None:
         if self.kind == "gpu":
             self._torch.cuda.synchronize()
+
+
+def parts_of(segments_count: int) -> Iterator[range]:
+    """Yield the segments of a row in parts, so that filling needs little memory beside it."""
+    for at in range(0, segments_count, PART_SEGMENTS_COUNT):
+        yield range(at, min(at + PART_SEGMENTS_COUNT, segments_count))
 
 
 def signed(word: int) -> int:
@@ -281,9 +322,10 @@ def work(device: Device) -> None:
     job = json.loads(sys.stdin.readline())
     puzzle = rules.Puzzle(bytes.fromhex(job["seed"]), int(job["row_segments_count"]))
     began_s = time.perf_counter()
-    device.allocate(rules.ROWS_COUNT, puzzle.row_segments_count, rules.SEGMENT_WORDS_COUNT)
     say({"progress": 0.0})
-    speeds = {"copy_gb_per_s": device.copy_gb_per_s(), "matmul_tflops": device.matmul_tflops()}
+    speeds = {"matmul_tflops": device.matmul_tflops()}  # its matrices are gone before the rows
+    device.allocate(rules.ROWS_COUNT, puzzle.row_segments_count, rules.SEGMENT_WORDS_COUNT)
+    speeds["copy_gb_per_s"] = device.copy_gb_per_s()
     measured_s = time.perf_counter()
     solver = Solver(device, puzzle, lambda share: say({"progress": share}))
     roots = solver.solve()

@@ -24,6 +24,7 @@ from p2p.puzzle import (
     tree_of,
 )
 from p2p.types import sha256
+from peer.host.challenge import worker
 from peer.host.challenge.worker import NumpyDevice, Solver
 
 PUZZLE = Puzzle(bytes(range(32)), 3)  # 6 MiB
@@ -50,6 +51,11 @@ def test_honest_solver_passes(honest):
 def test_rows_are_the_same_on_every_device(honest):
     # Pinned, so that a GPU, another library or another machine can't drift from it unseen.
     assert sha256(honest[0]).hex() == GOLDEN
+
+
+def test_rows_are_the_same_in_whatever_parts_they_are_filled(honest, monkeypatch):
+    monkeypatch.setattr(worker, "PART_SEGMENTS_COUNT", 2)  # of three
+    assert solver_on(NumpyDevice()).solve() == honest[0]
 
 
 def test_puzzle_fills_nine_tenths_of_the_memory():
