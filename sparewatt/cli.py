@@ -25,6 +25,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "gateway": ("sparewatt.commands.daemons", "Serve the OpenAI API from the network's hosts."),
     "relay": ("sparewatt.commands.daemons", "Run a bootstrap and relay node."),
     "settlement": ("sparewatt.commands.settlement", "Run settlement; keep its accounts."),
+    "terms": (
+        "sparewatt.commands.terms",
+        "Show and change on what terms a host serves.",
+    ),
     "tui": ("sparewatt.commands.tui", "Watch and steer a host from the terminal."),
     "id": ("sparewatt.commands.identity", "Show or make a node's key."),
     "keys": ("sparewatt.commands.keys", "Make, list and revoke a gateway's API keys."),

@@ -16,6 +16,10 @@ class AskError(SparewattError):
     """Raised when a process gave no usable answer; says which and why."""
 
 
+class RefusedError(AskError):
+    """Raised when a process says no, and why."""
+
+
 @dataclass(frozen=True, slots=True)
 class JsonApi:
     """One process's HTTP API.
@@ -54,6 +58,17 @@ class JsonApi:
         """
         return self._ask("POST", path, body, within_s=within_s)
 
+    def send(
+        self, method: str, path: str, body: Mapping[str, object] | None = None
+    ) -> Mapping[str, object]:
+        """Send a JSON object, or nothing, by any method; return the one that comes back.
+
+        Raises:
+            RefusedError: If the process says no; in its own words.
+            AskError: If nobody answers.
+        """
+        return self._ask(method, path, body, within_s=ASK_SECONDS_MAX)
+
     def _ask(
         self,
         method: str,
@@ -62,6 +77,8 @@ class JsonApi:
         *,
         within_s: float,
     ) -> Mapping[str, object]:
+        if self.socket is not None and not self.socket.exists():
+            raise AskError(f"{self.name} does not answer: there is no {self.socket}")
         transport = httpx.HTTPTransport(uds=str(self.socket)) if self.socket else None
         headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
         try:
@@ -76,6 +93,9 @@ class JsonApi:
                 parsed: object = response.json()
         except (httpx.HTTPError, ValueError) as error:
             raise AskError(f"{self.name} does not answer: {error}") from error
+        said = text(parsed, "error", "message") if isinstance(parsed, dict) else ""
+        if response.is_client_error and said:
+            raise RefusedError(f"{self.name} answers {response.status_code} to {path}: {said}")
         if response.is_error or not isinstance(parsed, dict):
             raise AskError(f"{self.name} answers {response.status_code} to {path}: {parsed}")
         return parsed

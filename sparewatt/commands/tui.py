@@ -36,12 +36,17 @@ def tui_command(data_dir: Path, socket: Path | None) -> None:
     from tui.main import run
 
     if socket is None:
-        directory = _host_directory(data_dir)
+        directory = host_directory(data_dir)
         socket = socket_path(directory)
     run(socket)
 
 
-def _host_directory(data_dir: Path) -> Path:
+def host_directory(data_dir: Path) -> Path:
+    """Return the directory of the one host in a host's or a network's directory.
+
+    Raises:
+        Problem: If there is none, or more than one.
+    """
     if not data_dir.is_dir():
         raise Problem(
             f"there is no host in {data_dir}",
@@ -51,6 +56,6 @@ def _host_directory(data_dir: Path) -> Path:
     if len(hosts) > 1:
         raise Problem(
             f"{data_dir} has {len(hosts)} hosts",
-            f"name one: sparewatt tui --data {hosts[0]}",
+            f"name one with --data, e.g. {hosts[0]}",
         )
     return hosts[0] if hosts else data_dir
