@@ -5,7 +5,6 @@ through one method, so that a fake is small and passes the same suite as the lib
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -15,7 +14,6 @@ from p2p.hardware.report import GPUS_COUNT_MAX, NAME_BYTES_MAX, GpuFacts
 CLOCK_SM = 1  # nvmlClockType_t
 CLOCK_MEMORY = 2
 SENSOR_GPU = 0  # nvmlTemperatureSensors_t
-PIDS_COUNT_MAX = 256
 
 
 class NvmlError(SparewattError):
@@ -69,24 +67,6 @@ def load_nvml() -> Nvml:
         raise NvmlError("the Python package nvidia-ml-py is not installed") from error
 
 
-@dataclass(frozen=True, slots=True)
-class GpuLoad:
-    """What a GPU does right now; None where the driver does not tell.
-
-    Attributes:
-        used_bytes: Of its memory, by anybody.
-        busy_percent: The share of the last moments in which it computed.
-        pids: Processes that compute on it, at most ``PIDS_COUNT_MAX``.
-    """
-
-    uuid: str
-    used_bytes: int | None
-    busy_percent: int | None
-    temperature_c: int | None
-    power_mw: int | None
-    pids: tuple[int, ...]
-
-
 def read_gpus(nvml: Nvml) -> tuple[tuple[GpuFacts, ...], str]:
     """Return all GPUs, and what could not be read; it is empty if all could.
 
@@ -105,16 +85,6 @@ def read_gpus(nvml: Nvml) -> tuple[tuple[GpuFacts, ...], str]:
     except NvmlError as error:
         trouble.append(str(error))
     return tuple(gpus), "; ".join(trouble)
-
-
-def read_loads(nvml: Nvml) -> tuple[GpuLoad, ...]:
-    """Return what all GPUs do now.
-
-    Raises:
-        NvmlError: If the driver does not answer.
-    """
-    with _Session(nvml) as session:
-        return tuple(session.load(handle) for _, handle in session.devices())
 
 
 class _Session:
@@ -157,22 +127,6 @@ class _Session:
             pcie_lanes_max=number("nvmlDeviceGetMaxPcieLinkWidth", handle) or 0,
             power_limit_mw=number("nvmlDeviceGetEnforcedPowerLimit", handle) or 0,
             is_split=self._is_split(handle),
-        )
-
-    def load(self, handle: object) -> GpuLoad:
-        """Return what a GPU does now."""
-        busy = _attribute(self._maybe("nvmlDeviceGetUtilizationRates", handle), "gpu")
-        used = _attribute(self._maybe("nvmlDeviceGetMemoryInfo", handle), "used")
-        running = self._maybe("nvmlDeviceGetComputeRunningProcesses", handle)
-        processes = running if isinstance(running, list) else []
-        prefix, _, digits = self._text("nvmlDeviceGetUUID", handle).partition("-")
-        return GpuLoad(
-            uuid=f"{prefix}-{digits.lower()}",
-            used_bytes=used if isinstance(used, int) else None,
-            busy_percent=busy if isinstance(busy, int) else None,
-            temperature_c=self._number("nvmlDeviceGetTemperature", handle, SENSOR_GPU),
-            power_mw=self._number("nvmlDeviceGetPowerUsage", handle),
-            pids=tuple(int(getattr(each, "pid", 0)) for each in processes[:PIDS_COUNT_MAX]),
         )
 
     def _maybe(self, name: str, *arguments: object) -> object | None:

@@ -16,7 +16,6 @@ from peer.host.hardware.nvml import (
     NvmlError,
     load_nvml,
     read_gpus,
-    read_loads,
 )
 
 UUID = "GPU-5f1f4ac8-6b14-3f7e-9d36-0c4f5a0d7c1"
@@ -91,18 +90,6 @@ def test_driver_that_is_not_loaded_gives_no_gpu_and_a_reason(nvml_of):
     gpus, reason = read_gpus(nvml_of(FakeNvml(fails=frozenset({"nvmlInit"}))))
     assert gpus == ()
     assert "Driver Not Loaded" in reason
-
-
-def test_load_tells_use_heat_and_processes(nvml_of):
-    (load,) = read_loads(nvml_of(FakeNvml([FakeGpu(pids=(11, 12))])))
-    assert (load.uuid, load.used_bytes, load.busy_percent) == (UUID + "1", GIB, 7)
-    assert (load.temperature_c, load.power_mw, load.pids) == (41, 35_000, (11, 12))
-
-
-def test_load_of_a_card_without_sensors_is_none(nvml_of):
-    lacks = frozenset({"nvmlDeviceGetPowerUsage", "nvmlDeviceGetTemperature"})
-    (load,) = read_loads(nvml_of(FakeNvml([FakeGpu(lacks=lacks)])))
-    assert (load.temperature_c, load.power_mw) == (None, None)
 
 
 def test_library_itself_has_every_function_that_is_asked():
