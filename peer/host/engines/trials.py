@@ -38,9 +38,15 @@ _NAMES: Mapping[str, object] = {
     "required": ["word"],
     "additionalProperties": False,
 }
+# Without "strict", vLLM holds the call to its shape, but not the arguments to their schema.
 _TOOL: Mapping[str, object] = {
     "type": "function",
-    "function": {"name": "say_word", "description": "Says a word.", "parameters": _NAMES},
+    "function": {
+        "name": "say_word",
+        "description": "Says a word.",
+        "parameters": _NAMES,
+        "strict": True,
+    },
 }
 
 

@@ -19,6 +19,7 @@ from peer.host.engines.parameters.rules import Action
 from peer.host.engines.trials import Answer, read_answer
 
 TOKENS = 8
+LONG = 32
 HOT = {"temperature": 2}
 TOOL = {
     "type": "function",
@@ -121,9 +122,9 @@ def samples(plain: Asked, first_id: int, second_id: int) -> dict[str, Sample]:
         "min_p": Sample(1, is_plain, HOT),
         "seed": Sample(7, None, HOT),  # that two of one seed agree is a trial of the self-test
         "stop": Sample([stop], ended),
-        "frequency_penalty": Sample(2, differs, tokens=32),
-        "presence_penalty": Sample(2, differs, tokens=32),
-        "repetition_penalty": Sample(10, differs, tokens=32),
+        "frequency_penalty": Sample(2, differs, tokens=LONG),
+        "presence_penalty": Sample(2, differs, tokens=LONG),
+        "repetition_penalty": Sample(10, differs, tokens=LONG),
         "logprobs": Sample(True, has_logprobs(1), {"top_logprobs": 1}),
         "top_logprobs": Sample(50, has_logprobs(20), {"logprobs": True}),
         "logit_bias": Sample(ban, banned),
@@ -138,7 +139,11 @@ def samples(plain: Asked, first_id: int, second_id: int) -> dict[str, Sample]:
         # llama.cpp's own
         "typical_p": Sample(0.5),
         "top_n_sigma": Sample(0.01, is_plain, HOT),
-        "xtc_probability": Sample(1, differs, {"xtc_threshold": 0.0001}, tokens=TOKENS),
+        "xtc_probability": Sample(
+            1,
+            differs,
+            {"xtc_threshold": 0.0001},
+        ),
         "xtc_threshold": Sample(0.0001, differs, {"xtc_probability": 1}),
         "mirostat": Sample(2, None, HOT),
         "mirostat_tau": Sample(1, None, {"mirostat": 2}),
@@ -213,9 +218,9 @@ async def ask(engine: Engine, kind: str, **fields: object) -> Asked:
 
 async def try_rows(engine: Engine, kind: str, first_id: int, second_id: int) -> list[str]:
     """Send every forwarded row to the engine; return what went wrong, row by row."""
-    plain = await ask(engine, kind)
+    plain = {tokens: await ask(engine, kind, max_tokens=tokens) for tokens in (TOKENS, LONG)}
     wrong = []
-    known = samples(plain, first_id, second_id)
+    known = samples(plain[TOKENS], first_id, second_id)
     names = [*rows_of(kind, Action.FORWARD), *rows_of(kind, Action.CLAMP)]
     for name in names:
         if name in NEVER_SENT:
@@ -230,8 +235,9 @@ async def try_rows(engine: Engine, kind: str, first_id: int, second_id: int) -> 
         except AssertionError as error:
             wrong.append(f"{name}: {error}")
             continue
-        if sample.shows is not None and not sample.shows(asked, plain):
-            wrong.append(f"{name}: no effect in {asked.text!r}; plain: {plain.text!r}")
+        beside = plain[LONG if sample.tokens == LONG else TOKENS]
+        if sample.shows is not None and not sample.shows(asked, beside):
+            wrong.append(f"{name}: no effect in {asked.text!r}; plain: {beside.text!r}")
     return wrong
 
 
