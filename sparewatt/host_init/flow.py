@@ -36,12 +36,14 @@ class Wishes:
     """What the command was told.
 
     Attributes:
+        store: Where models' files lie.
         code: A one-time code, or empty.
         accepts_terms: Whether the owner accepted the model's terms by a flag.
     """
 
     path: Path
     data_dir: Path
+    store: Path
     network_file: Path | None = None
     model: str | None = None
     code: str = ""
@@ -90,6 +92,7 @@ def set_up(
         ask=ask,
         path=wishes.path,
         data_dir=wishes.data_dir,
+        store=wishes.store,
         is_new=is_new,
         facts=facts,
         steps_total=STEPS_COUNT,
@@ -119,17 +122,17 @@ def _ask_all(setup: Setup, file: HostFile, wishes: Wishes) -> Plan:
     file, joined = ask_network(setup, file, wishes.network_file)
     served = ask_model(setup, file, wishes.model)
     terms = ask_terms(setup, served, accepts=wishes.accepts_terms)
-    file = _with_model(file, served)
+    file = _with_model(setup, file, served)
     file = ask_price(setup, file, served.tokens_per_s)
     file = ask_reach(setup, file, joined.info)
     code = _ask_code(setup, joined, wishes)
     return Plan(file, joined, served, terms, code)
 
 
-def _with_model(file: HostFile, served: Served) -> HostFile:
+def _with_model(setup: Setup, file: HostFile, served: Served) -> HostFile:
     engines = served.engines
     if served.candidate is not None:
-        engines = (engine_table(served.candidate),)
+        engines = (engine_table(served.candidate, setup.store),)
     return msgspec.structs.replace(file, engine=engines)
 
 
@@ -179,7 +182,7 @@ def _write(setup: Setup, plan: Plan) -> None:
         setup.hint(f"The one before is {backup}: it could not be changed line by line.")
     keep_terms(setup, plan.terms)
     if plan.served.candidate is not None:
-        fetch(setup, plan.served.candidate)
+        fetch(setup, plan.served.candidate, setup.store)
     if plan.code:
         with console.status("Joining the account"):
             account_id = enrol(plan.joined.info, setup.data_dir, plan.code)

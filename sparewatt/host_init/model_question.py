@@ -10,11 +10,12 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from p2p.types import ModelId, model_key
+from p2p.types import model_key
 from peer.host.consents import read_terms
-from sparewatt.catalogue import find_model_file, known_by_name, read_catalogue
+from sparewatt.catalogue import known_by_name, read_catalogue
 from sparewatt.clients import AskError, JsonApi, objects
 from sparewatt.host_init.candidates import Candidate, candidates, recommended
+from sparewatt.host_init.fetching import models_here
 from sparewatt.host_init.machine_view import gib
 from sparewatt.host_init.setup import Setup
 from sparewatt.host_tables import DemoTable, EngineTable, HostFile, LlamacppTable, OpenAiTable
@@ -62,7 +63,7 @@ def ask_model(setup: Setup, file: HostFile, wanted: str | None) -> Served:
         wanted: What ``--model`` said: an id of the catalogue, a GGUF file or a server's URL.
     """
     setup.heading("Model")
-    found = candidates(read_catalogue(), setup.facts, _models_here())
+    found = candidates(read_catalogue(), setup.facts, models_here(setup.store))
 
     def check(text: str) -> _Answer:
         return _checked(text, found, has_engine=bool(file.engine))
@@ -155,12 +156,6 @@ def _server(text: str) -> OpenAiTable:
     if not names:
         raise click.BadParameter(f"{url} lists no model: load one first")
     return OpenAiTable(url=url)
-
-
-def _models_here() -> frozenset[ModelId]:
-    return frozenset(
-        model.model_id for model in read_catalogue() if find_model_file(model) is not None
-    )
 
 
 def _free_licences() -> frozenset[str]:

@@ -20,6 +20,7 @@ class Setup:
 
     Attributes:
         path: The file that will be written.
+        store: Where models' files lie.
         is_new: Whether there is none yet.
         steps_total: How many headings there will be.
     """
@@ -28,6 +29,7 @@ class Setup:
     ask: Asker
     path: Path
     data_dir: Path
+    store: Path
     is_new: bool
     facts: MachineFacts
     steps_total: int

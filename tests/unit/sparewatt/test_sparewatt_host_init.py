@@ -102,6 +102,7 @@ def run(folder: Path, ask, machine: MachineFacts | None = None, **wishes) -> tup
     wanted = Wishes(
         path=folder / "data" / "host.toml",
         data_dir=folder / "data",
+        store=folder / "models",
         **{"network_file": folder / "join.json", **wishes},
     )
     file = set_up(console, ask, wanted, lambda _folder: machine or facts())
