@@ -11,7 +11,7 @@ from sparewatt.doctor.checks_files import check_daemon, check_data, check_settin
 from sparewatt.doctor.checks_machine import check_disk, check_gpu, check_memory, check_system
 from sparewatt.doctor.checks_network import check_bootstrap, check_port, check_settlement
 from sparewatt.doctor.checks_sandbox import check_sandbox
-from sparewatt.doctor.checks_terms import check_price
+from sparewatt.doctor.checks_terms import check_hours, check_price, check_terms
 from sparewatt.doctor.findings import Check, Finding, State, Subject, failed, skipped
 from sparewatt.problems import Problem
 
@@ -32,6 +32,8 @@ CHECKS: Mapping[str, Check] = {
     "bootstrap": check_bootstrap,
     "port": check_port,
     "price": check_price,
+    "hours": check_hours,
+    "terms": check_terms,
 }
 
 

@@ -19,6 +19,7 @@ from sparewatt.host_init.account import checked_code, enrol, membership
 from sparewatt.host_init.asking import Asker
 from sparewatt.host_init.facts import MachineFacts, read_facts
 from sparewatt.host_init.fetching import engine_table, fetch
+from sparewatt.host_init.hours_question import ask_hours
 from sparewatt.host_init.machine_view import machine_table
 from sparewatt.host_init.model_question import Served, ask_model
 from sparewatt.host_init.questions import ask_network, ask_price, ask_reach
@@ -27,7 +28,7 @@ from sparewatt.host_init.terms_question import Accepted, ask_terms, keep_terms
 from sparewatt.host_tables import HostFile
 from sparewatt.problems import Problem
 
-STEPS_COUNT = 5
+STEPS_COUNT = 6
 INTERRUPTED_STATUS = 130  # as shells say it of Ctrl-C
 
 
@@ -124,6 +125,7 @@ def _ask_all(setup: Setup, file: HostFile, wishes: Wishes) -> Plan:
     terms = ask_terms(setup, served, accepts=wishes.accepts_terms)
     file = _with_model(setup, file, served)
     file = ask_price(setup, file, served.tokens_per_s)
+    file = ask_hours(setup, file)
     file = ask_reach(setup, file, joined.info)
     code = _ask_code(setup, joined, wishes)
     return Plan(file, joined, served, terms, code)
