@@ -8,6 +8,7 @@ is done by seccomp and prctl; what it would do by mounts is left out, as the san
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -244,6 +245,15 @@ def unit_text(command: Sequence[str], *, is_sealed: bool) -> str:
         stop_seconds=STOP_SECONDS,
         sealed=_SEALED if is_sealed else "",
     )
+
+
+def starts_setuid_programs(sandbox: str) -> bool:
+    """Return whether a host with this sandbox may start one: rootless podman's newuidmap.
+
+    Args:
+        sandbox: As host.toml says it.
+    """
+    return sandbox == "podman" or (sandbox == "auto" and shutil.which("podman") is not None)
 
 
 def host_command_line(config_file: Path, data_dir: Path) -> list[str]:

@@ -60,12 +60,18 @@ def install_command(
     """Write the service, enable it and start it."""
     from sparewatt.commands.host import find_host_file
     from sparewatt.host_options import data_dir_of, require_startable
-    from sparewatt.service import host_command_line, linger_hint, unit_text
+    from sparewatt.service import (
+        host_command_line,
+        linger_hint,
+        starts_setuid_programs,
+        unit_text,
+    )
 
     path, file = find_host_file(config_file, data_dir)
     folder = data_dir or data_dir_of(file, path) or default_data_dir("host")
     require_startable(file)
-    text = unit_text(host_command_line(path, folder), is_sealed=True)
+    is_sealed = not starts_setuid_programs(file.host.sandbox)
+    text = unit_text(host_command_line(path, folder), is_sealed=is_sealed)
     if only_print:
         click.echo(text, nl=False)
         return

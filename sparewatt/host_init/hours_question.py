@@ -44,14 +44,12 @@ def _parsed(text: str, before: Schedule) -> Schedule:
         return msgspec.structs.replace(before, mode=word)
     try:
         windows = tuple(
-            msgspec.convert(
-                {"days": each.days, "start": each.start, "end": each.end}, type=Window
-            )
+            msgspec.convert({"days": each.days, "start": each.start, "end": each.end}, type=Window)
             for each in parse_week(word)
         )
     except ValueError as error:  # msgspec's own is one too
         raise click.BadParameter(str(error)) from error
-    return Schedule(mode=WEEKLY, time_zone=before.time_zone, windows=windows)
+    return Schedule(mode="weekly", time_zone=before.time_zone, windows=windows)
 
 
 def _zone(text: str) -> str:

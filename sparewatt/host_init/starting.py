@@ -17,6 +17,7 @@ from sparewatt.service import (
     Systemd,
     host_command_line,
     linger_hint,
+    starts_setuid_programs,
     unit_text,
     units_directory,
 )
@@ -45,7 +46,7 @@ def start_host(
     if how == NOT_NOW:
         console.print(f"Start it with: [bold]{command}[/]")
     elif how == SERVICE:
-        _install(console, wishes)
+        _install(console, file, wishes)
     else:
         console.print(f"Starting [bold]{command}[/]; Ctrl-C ends it.")
         _serve(file, wishes)
@@ -63,9 +64,10 @@ def _asked(ask: Asker) -> str:
     return ask.text(f"Start it now? ({words})", HERE, check)
 
 
-def _install(console: Console, wishes: Wishes) -> None:
+def _install(console: Console, file: HostFile, wishes: Wishes) -> None:
     service = HostService(Systemd(), units_directory(), UNIT_NAME)
-    text = unit_text(host_command_line(wishes.path, wishes.data_dir), is_sealed=True)
+    is_sealed = not starts_setuid_programs(file.host.sandbox)
+    text = unit_text(host_command_line(wishes.path, wishes.data_dir), is_sealed=is_sealed)
     service.install(text, start=True)
     console.print(f"[green]✓[/] it runs as {service.name} and starts with this machine")
     if not service.manager.lingers():

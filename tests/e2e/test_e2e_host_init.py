@@ -43,6 +43,9 @@ def test_owner_answers_on_a_terminal_and_finds_the_answers_the_next_time(folder:
         screen.answer("in/out [0.05/0.20]:", "5/5")
         screen.expect("could be dollars or micro-dollars")
         screen.answer("in/out [0.05/0.20]:", "0.10/0.40")
+        screen.answer("When may it serve [always]:", "mon-fri 18:00-08:00")
+        screen.answer("Time zone of these hours [", "Europe/Berlin")
+        screen.answer("yourself? [y/N]:")
         screen.answer("TCP port for gateways (0: any) [4002]:", "0")
         screen.answer("relay too? [y/N]:", "maybe")
         screen.answer("relay too? [y/N]:", "y")
@@ -99,7 +102,16 @@ def test_one_command_makes_a_host_that_serves_and_belongs_to_its_owner(tmp_path:
             checked = sparewatt("host", "doctor", "--data", str(data), "--json")
             findings = {each["check"]: each for each in json.loads(checked.stdout)["findings"]}
             assert checked.returncode == 0, checked.stdout
-            for name in ("host", "engine", "model", "settlement", "clock", "account", "bootstrap"):
+            for name in (
+                "host",
+                "engine",
+                "model",
+                "settlement",
+                "clock",
+                "account",
+                "bootstrap",
+                "terms",
+            ):
                 assert findings[name]["state"] == "good", findings[name]
             client = OpenAI(
                 base_url=f"{net['gateway']['url']}/v1", api_key=net["gateway"]["api_key"]

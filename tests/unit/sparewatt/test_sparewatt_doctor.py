@@ -17,12 +17,14 @@ from p2p.errors import SparewattError
 from p2p.keys import load_or_create_key, lock_data_directory
 from p2p.network import NetworkInfo
 from p2p.types import NetworkId, PublicKey
+from peer.host.schedule import DAYS, Schedule, Window
+from peer.host.terms import PriceTerms
 from sparewatt.cli import main
 from sparewatt.doctor.checks_engine import check_engine
 from sparewatt.doctor.checks_files import check_daemon, check_data, check_settings
 from sparewatt.doctor.checks_machine import check_disk, check_gpu, check_memory, check_system
 from sparewatt.doctor.checks_network import check_bootstrap, check_port, check_settlement
-from sparewatt.doctor.checks_terms import check_price
+from sparewatt.doctor.checks_terms import check_hours, check_price, check_terms
 from sparewatt.doctor.findings import Finding, State, Subject, failed, good, read_subject, skipped
 from sparewatt.doctor.report import show_live
 from sparewatt.doctor.run import CHECKS, run_checks, worst
@@ -291,6 +293,52 @@ def test_known_model_with_other_bytes_is_a_fault(tmp_path: Path):
 def test_price_is_looked_at(price: str, state: State, tmp_path: Path):
     file = HostFile(price=PriceTable(per_mtok=price))
     assert one(check_price(subject_in(tmp_path, file))).state is state
+
+
+def test_price_below_the_owner_s_own_floor_is_told(tmp_path: Path):
+    policy = PriceTerms(mode="index", floor_out_micros_per_mtok=300_000)
+    found = one(check_price(subject_in(tmp_path, HostFile(price_policy=policy))))
+    assert found.state is State.WARNING
+    assert "0.30" in found.what
+
+
+@pytest.mark.parametrize(
+    ("schedule", "state", "words"),
+    [
+        (Schedule(), State.GOOD, "open now"),
+        (Schedule(mode="never"), State.WARNING, "says never"),
+        (
+            Schedule(mode="weekly", windows=(Window(days=DAYS, start="00:00", end="24:00"),)),
+            State.GOOD,
+            "open now",
+        ),
+        (
+            Schedule(
+                mode="weekly",
+                time_zone="Mars/Olympus",
+                windows=(Window(days=("mon",), start="00:00", end="24:00"),),
+            ),
+            State.FAILED,
+            "no time zone",
+        ),
+    ],
+)
+def test_hours_are_looked_at(schedule: Schedule, state: State, words: str, tmp_path: Path):
+    found = one(check_hours(subject_in(tmp_path, HostFile(schedule=schedule))))
+    assert found.state is state
+    assert words in found.what
+
+
+def test_model_whose_terms_are_not_accepted_is_a_fault(tmp_path: Path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    table = LlamacppTable(model="m.gguf", model_id="meta-llama/Llama-3.1-8B-Instruct")
+    found = one(check_terms(subject_in(tmp_path, HostFile(engine=(table,)))))
+    assert found.state is State.FAILED
+    assert found.mend == f"sparewatt models accept {table.model_id}"
+    free = LlamacppTable(model="m.gguf", model_id="Qwen/Qwen3-8B")
+    assert one(check_terms(subject_in(tmp_path, HostFile(engine=(free,))))).state is State.GOOD
+    said = HostFile(host=HostTable(accept_licences=True), engine=(table,))
+    assert one(check_terms(subject_in(tmp_path, said))).state is State.GOOD
 
 
 # -- all of them --------------------------------------------------------------------------------

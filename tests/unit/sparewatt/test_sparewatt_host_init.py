@@ -12,11 +12,14 @@ from rich.console import Console
 from p2p.hardware.report import GpuFacts, HardwareReport
 from p2p.network import NetworkInfo
 from p2p.types import ModelId, NetworkId, PublicKey
-from sparewatt.catalogue import read_catalogue
+from peer.host.schedule import DAYS, Window
+from peer.host.store.library import Library, StoreRecord
+from sparewatt.catalogue import known_by_name, read_catalogue
 from sparewatt.host_file import read_host_file
 from sparewatt.host_init.asking import Defaults
 from sparewatt.host_init.candidates import SPEED_MIN, candidates, recommended
 from sparewatt.host_init.facts import MachineFacts
+from sparewatt.host_init.fetching import engine_table, models_here
 from sparewatt.host_init.flow import Wishes, set_up
 from sparewatt.host_tables import HostFile, LlamacppTable, PriceTable
 from sparewatt.problems import Problem
@@ -115,6 +118,9 @@ def answers(folder: Path) -> dict[str, str]:
     return {
         "Which": str(folder / "model.gguf"),
         "in/out": "0.10/0.40",
+        "When may": "mon-fri 18:00-08:00, sat sun 00:00-24:00",
+        "Time zone": "Europe/Berlin",
+        "Stand aside": "y",
         "TCP port": "4100",
         "relay": "y",
         "Country": "de",
@@ -138,6 +144,9 @@ def test_answers_stand_in_the_file_which_only_its_owner_reads(folder: Path):
     assert file.price.per_mtok == "0.10/0.40"
     assert file.host.listen == ("/ip4/0.0.0.0/tcp/4100",)
     assert (file.host.relayed, file.host.region) == (True, "DE")
+    assert (file.schedule.mode, file.schedule.time_zone) == ("weekly", "Europe/Berlin")
+    assert file.schedule.windows[0] == Window(days=DAYS[:5], start="18:00", end="08:00")
+    assert file.idle.is_on
     assert (folder / "data" / (file.host.network or "")).read_text() == NETWORK.to_json()
     assert "is written" in text
 
@@ -153,6 +162,9 @@ def test_running_it_again_and_pressing_enter_changes_nothing(folder: Path):
     shown = dict(ask.asked)
     assert shown["Which"] == "keep"
     assert shown["Dollars per million tokens, in/out"] == "0.10/0.40"
+    assert shown["When may it serve"] == answers(folder)["When may"]
+    assert shown["Time zone of these hours"] == "Europe/Berlin"
+    assert shown["Stand aside while you use this machine yourself?"] == "y"
     assert shown["TCP port for gateways (0: any)"] == "4100"
     assert shown["Be reachable through a relay too?"] == "y"
     assert shown["Country to announce, two letters (-: none)"] == "DE"
@@ -203,6 +215,8 @@ def test_saying_no_at_the_end_writes_nothing(folder: Path):
         ("Which", "http://127.0.0.1:1/v1", "does not answer"),
         ("Which", "Qwen/Qwen3-8B", "hub out of reach"),
         ("in/out", "5/5", "could be dollars"),
+        ("When may", "weekends", "is no span"),
+        ("Time zone", "Mars/Olympus", "is no time zone"),
         ("TCP port", "99999", "is no port"),
         ("Country", "Germany", "two letters"),
     ],
@@ -285,3 +299,42 @@ def test_full_disk_is_an_obstacle_only_to_what_must_be_fetched():
     everything = frozenset(each.model_id for each in read_catalogue())
     assert all(each.obstacle for each in candidates(read_catalogue(), full, ()))
     assert any(not each.obstacle for each in candidates(read_catalogue(), full, everything))
+
+
+def test_hours_that_don_t_count_now_are_kept_for_when_they_do(folder: Path):
+    run(folder, Scripted(answers(folder)))
+    never, _ = run(folder, Scripted({"When may": "never"}))
+    assert never.schedule.mode == "never"
+    assert len(never.schedule.windows) == 2
+
+
+def test_table_of_a_model_names_where_its_fetched_file_will_lie(tmp_path: Path):
+    for each in candidates(read_catalogue(), facts(), ()):
+        table = engine_table(each, tmp_path)
+        if not each.model.is_demo:
+            assert isinstance(table, LlamacppTable)
+            path = Path(table.model)
+            assert path.parent.parent == tmp_path
+            assert path.suffix == ".gguf"
+            assert known_by_name(path.name) == (each.model, each.source.quantization)
+
+
+def test_model_in_the_store_need_not_be_fetched(tmp_path: Path):
+    found = {each.model.model_id: each for each in candidates(read_catalogue(), facts(), ())}
+    each = found[ModelId("Qwen/Qwen3-8B")]
+    table = engine_table(each, tmp_path)
+    assert isinstance(table, LlamacppTable)
+    folder = Path(table.model).parent
+    folder.mkdir()
+    record = StoreRecord(
+        model_id=each.model.model_id,
+        origin="hub",
+        commit="",
+        format="gguf",
+        quantization=each.source.quantization,
+        fetched_at_ns=1,
+        files=(),
+    )
+    assert each.model.model_id not in models_here(tmp_path)
+    Library(tmp_path).keep(folder, record)
+    assert each.model.model_id in models_here(tmp_path)

@@ -11,7 +11,13 @@ from click.testing import CliRunner
 
 from sparewatt.cli import main
 from sparewatt.problems import Problem
-from sparewatt.service import HostService, Systemd, host_command_line, unit_text
+from sparewatt.service import (
+    HostService,
+    Systemd,
+    host_command_line,
+    starts_setuid_programs,
+    unit_text,
+)
 
 # What systemctl does to a unit's files and says of it; refuses the verb that it is told to.
 SYSTEMCTL = """\
@@ -148,6 +154,8 @@ def test_podman_s_setuid_helper_is_not_forbidden():
         assert word in TEXT
         assert word + "=" not in free
     assert "UMask=0077" in free
+    assert starts_setuid_programs("podman")
+    assert not starts_setuid_programs("bubblewrap")
 
 
 def test_print_shows_a_unit_without_a_secret_and_changes_nothing(home: Path):
