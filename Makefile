@@ -7,7 +7,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help apt apt-sandbox apt-bench apt-node bench bench-settlement fuzz demo test test-all test-more test-vllm lint lock venv-demo venv-dev clean \
+.PHONY: help image apt apt-sandbox apt-bench apt-node bench bench-settlement fuzz demo test test-all test-more test-vllm lint lock venv-demo venv-dev clean \
 	soak soak-sim soak-power soak-kill soak-fuzz
 
 # The first of these that is new enough: the usual name, then the versions that CI runs.
@@ -61,6 +61,10 @@ apt-node:
 tests/interop/node_modules: tests/interop/package-lock.json | apt-node
 	npm ci --prefix tests/interop --ignore-scripts --no-audit --no-fund --loglevel error
 	@touch $@
+
+# An engine's image from Debian's and Python's packages; as root.
+image: venv-demo apt-sandbox
+	@$(BIN)/sparewatt host image build llamacpp
 
 test-all: test test-more
 

@@ -12,6 +12,7 @@ from sparewatt.commands.common import DATA_VARIABLE, default_data_dir, example
 from sparewatt.commands.daemons import code_option, read_code, ready_fields, verbose_option
 from sparewatt.commands.host_challenge import challenge_command
 from sparewatt.commands.host_doctor import doctor_command
+from sparewatt.commands.host_image import image_group
 from sparewatt.commands.host_init import init_command
 from sparewatt.commands.host_service import service_group
 from sparewatt.daemon import explained, ready_writer, run_daemon, set_up_log
@@ -188,6 +189,7 @@ host_command.add_command(doctor_command)
 host_command.add_command(init_command)
 host_command.add_command(service_group)
 host_command.add_command(challenge_command)
+host_command.add_command(image_group)
 
 
 def _serve(options: HostOptions) -> None:

@@ -21,6 +21,7 @@ from peer.host.sandbox.settings import (
     bounded,
     kept_command,
     open_files_count,
+    require_no_network,
     user_processes_count,
 )
 
@@ -72,8 +73,7 @@ def bubblewrap_command(
     Raises:
         UnfitPlanError: If the plan needs a network or an image.
     """
-    if plan.needs_network:
-        raise UnfitPlanError(f"{plan.name} needs a network, which bubblewrap's children have not")
+    require_no_network(plan)
     if plan.image:
         raise UnfitPlanError(
             f"{plan.name} is to run from the image {plan.image}, which needs podman or Docker"

@@ -23,6 +23,7 @@ from peer.host.sandbox.settings import (
     environment,
     kept_command,
     open_files_count,
+    require_no_network,
     user_processes_count,
 )
 
@@ -82,11 +83,7 @@ def container_config(
     Raises:
         UnfitPlanError: If the plan needs what this engine can't give.
     """
-    if plan.needs_network:
-        raise UnfitPlanError(
-            f"{plan.name} needs a network, which no container of ours has; start that engine "
-            "yourself and name it with --engine openai=URL"
-        )
+    require_no_network(plan)
     command = kept_command(base, plan)
     if facts.is_rootless:
         command = (base.python, "-I", "-S", "-c", PYTHON_TO_OPEN_FILES, *command)

@@ -115,3 +115,17 @@ def kept_command(base: Base, plan: ChildPlan) -> tuple[str, ...]:
     a program that has no handler for it, reaps, and ends everything when the host goes.
     """
     return (base.python, "-I", "-S", base.keeper, str(plan.stop_s), *plan.argv)
+
+
+def require_no_network(plan: ChildPlan) -> None:
+    """Refuse what can't run sealed in.
+
+    Raises:
+        UnfitPlanError: If the plan needs a network.
+    """
+    if plan.needs_network:
+        raise UnfitPlanError(
+            f"{plan.name} needs a network, which no sandbox gives it. If it is to fetch its model: "
+            "`sparewatt models fetch`, then name the folder. If it works with other machines: "
+            "start it yourself, and name its address"
+        )
