@@ -286,7 +286,9 @@ class TimeoutsTable(_Table, frozen=True):
 
     head_s: Annotated[float, seconds(3600, "From a request to the head of its answer.")] = 60.0
     token_s: Annotated[float, seconds(3600, "Between two pieces of an answer.")] = 60.0
-    load_s: Annotated[float, seconds(86_400, "From an engine's start to its readiness.")] = 300.0
+    load_s: Annotated[
+        float, seconds(86_400, "From an engine's start, or its last word, to its readiness.")
+    ] = 300.0
 
 
 class HostFile(_Table, frozen=True):

@@ -120,7 +120,7 @@ class EngineTimeouts:
     Attributes:
         head_s: From the request to the answer's head; engines send it when a slot is theirs.
         token_s: Between two pieces of an answer; prefill of a long prompt is the longest of them.
-        load_s: From the start of a child to its readiness.
+        load_s: From the start of a child, or from its last word in its log, to its readiness.
     """
 
     head_s: float = 60.0

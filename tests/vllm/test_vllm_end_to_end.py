@@ -109,7 +109,7 @@ def test_killed_worker_is_said_and_heals(vllm: VllmNetwork) -> None:
 
     def answers() -> bool:
         try:
-            return bool(list(vllm.stream(QUESTION, 4)))
+            return bool(list(vllm.stream(QUESTION, 4, ends=True)))
         except openai.APIError:
             return False
 

@@ -11,6 +11,7 @@ import openai
 import psutil
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+END_OF_TURN = "2"  # the token that ends this model's answers
 QUESTION = "What is the capital of France, and what is it famous for?"
 FIGURES: dict[str, float] = {}
 """What was measured, in seconds."""
@@ -53,13 +54,15 @@ class VllmNetwork:
         main = psutil.Process(self.status()["pid"])
         return [main, *main.children(recursive=True)]
 
-    def stream(self, text: str, max_tokens: int) -> openai.Stream:
+    def stream(self, text: str, max_tokens: int, *, ends: bool = False) -> openai.Stream:
+        """Ask; an answer that may not end by itself goes on to its last token."""
         return self.client.chat.completions.create(
             model=MODEL,
             messages=[{"role": "user", "content": text}],
             max_tokens=max_tokens,
             temperature=0,
             stream=True,
+            logit_bias={} if ends else {END_OF_TURN: -100},
         )
 
     @staticmethod

@@ -1,6 +1,7 @@
 """Any engine that the host starts itself: started, watched, stopped and started again."""
 
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,8 @@ from peer.host.engines.plan import NO_BOUNDS, ChildBounds, Mount
 from peer.host.engines.recipe import SOCKET_NAME, Answer, LogReader, Recipe, Seat
 from peer.http.loop import Loop
 from peer.http.target import EngineTarget
+
+_LOG = logging.getLogger(__name__)
 
 LOOK_S = 0.2
 HEALTH_S = 5.0
@@ -137,6 +140,7 @@ class SupervisedEngine:
                 why = str(error)
             backoff = backoff.after_run(trio.current_time() - started_s)
             self._set(EngineState.FAILED, f"{why}; next start in {backoff.wait_s:g} s")
+            _LOG.warning("engine in %s: %s", self._place.log_path.name, self.detail)
             await trio.sleep(backoff.wait_s)
             self.restarts += 1
 
@@ -242,6 +246,7 @@ class SupervisedEngine:
         self._verdict, self._look_now = "", trio.Event()
         self._client, self.models = client, (model,)
         self._set(EngineState.READY, f"{model.engine} {model.engine_version}".strip())
+        _LOG.info("engine in %s: ready, %s", self._place.log_path.name, self.detail)
         return await self._watch(client)
 
     async def _wait_loaded(self, client: HttpEngineClient, reader: LogReader) -> EngineModel | str:

@@ -85,7 +85,8 @@ async def test_child_that_never_gets_ready_is_given_up(tmp_path) -> None:
         assert "did not load within" in engine.detail
 
 
-async def test_child_that_dies_fails_what_ran_and_is_started_again(tmp_path) -> None:
+async def test_child_that_dies_fails_what_ran_and_is_started_again(tmp_path, caplog) -> None:
+    caplog.set_level("INFO")
     async with open_engine(tmp_path) as engine:
         await wait_state(engine, EngineState.READY)
         sink = Sink()
@@ -99,6 +100,12 @@ async def test_child_that_dies_fails_what_ran_and_is_started_again(tmp_path) -> 
         (tmp_path / "sock" / "order").unlink()
         await wait_state(engine, EngineState.READY)
         assert engine.restarts == 1
+    said = [record.getMessage() for record in caplog.records]
+    assert [each.partition(": ")[2].partition(" ")[0] for each in said] == [
+        "ready,",
+        "the",
+        "ready,",
+    ]
 
 
 async def test_child_that_falls_silent_is_replaced(tmp_path) -> None:
