@@ -24,6 +24,7 @@ from settlement.ledger import (
     VoucherOutcome,
 )
 from settlement.money import AccountClass, account_name
+from settlement.price_store import KEEP_HOURS
 from settlement.store import Account, Code, Machine, StoredVoucher, VoucherKey, Writing
 from settlement.submissions import Unreadable
 
@@ -385,6 +386,7 @@ def sweep(store: Writing, *, now_ns: int) -> int:
     At most ``SWEEP_ROWS_MAX`` of each; call again while the result is that high.
     """
     store.forget_nonces(now_ns)
+    store.prices.forget_before(now_ns // limits.HOUR_NS - KEEP_HOURS)
     due = store.due_allowances(now_ns, rows_max=SWEEP_ROWS_MAX)
     states = {state.allowance_id: state for state in due}
     before = dict(states)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from p2p.types import NO_ALLOWANCE, AllowanceId, Digest, RequestId, sha256
 from settlement.ledger import AllowanceState
 from settlement.operations import NOT_A_PARTY, UNKNOWN_ALLOWANCE
+from settlement.price_operations import count_uses
 from settlement.reconcile import BatchState, ReceiptOutcome, merge_batch
 from settlement.store import Machine, Reading, StoredBatch, StoredReceipt, Writing
 from settlement.submissions import CheckedBatch, Unreadable
@@ -23,7 +24,11 @@ class ReceiptResult:
 
 
 def submit_receipts(
-    store: Writing, submitter: Machine, items: Sequence[CheckedBatch | Unreadable]
+    store: Writing,
+    submitter: Machine,
+    items: Sequence[CheckedBatch | Unreadable],
+    *,
+    now_ns: int,
 ) -> list[ReceiptResult]:
     """Store batches and join what both sides say of them; one result each, in their order."""
     batches = [item for item in items if isinstance(item, CheckedBatch)]
@@ -46,6 +51,8 @@ def submit_receipts(
             store.put_batches((after,))
         if before is None:
             store.add_receipts(_receipts(item))
+        if after.state.cosigned and not (before and before.state.cosigned):
+            count_uses(store, item.receipts, after.state.different, now_ns=now_ns)
         results.append(ReceiptResult(outcome))
     return results
 

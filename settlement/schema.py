@@ -5,7 +5,7 @@ copied into the file. So an allowance has a number that rises with time, and wha
 allowance is sorted by that, not by its random id: what is busy now stands close together.
 """
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS accounts (
@@ -184,6 +184,28 @@ CREATE TABLE IF NOT EXISTS memory_proofs (
   proof BLOB NOT NULL,
   PRIMARY KEY (peer_id, device)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS quotes (
+  quote_id TEXT PRIMARY KEY,
+  host_peer_id TEXT NOT NULL,
+  model_id TEXT NOT NULL,
+  price_in INTEGER NOT NULL,
+  price_cached INTEGER NOT NULL,
+  price_out INTEGER NOT NULL,
+  minimum_micros INTEGER NOT NULL,
+  hour INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS quotes_by_hour ON quotes (hour);
+CREATE TABLE IF NOT EXISTS uses (
+  hour INTEGER NOT NULL,
+  quote_id TEXT NOT NULL,
+  allowance_id TEXT NOT NULL,
+  requests INTEGER NOT NULL,
+  prompt_tokens INTEGER NOT NULL,
+  cached_tokens INTEGER NOT NULL,
+  completion_tokens INTEGER NOT NULL,
+  cost_micros INTEGER NOT NULL,
+  PRIMARY KEY (hour, quote_id, allowance_id)
+) STRICT, WITHOUT ROWID;
 CREATE TRIGGER IF NOT EXISTS entries_stay BEFORE UPDATE ON entries
   BEGIN SELECT RAISE(ABORT, 'entries are never changed'); END;
 CREATE TRIGGER IF NOT EXISTS entries_remain BEFORE DELETE ON entries
@@ -194,7 +216,8 @@ CREATE TRIGGER IF NOT EXISTS transactions_remain BEFORE DELETE ON transactions
   BEGIN SELECT RAISE(ABORT, 'transactions are never deleted'); END;
 """
 
-# Version 1 sorted by the ids themselves. Version 2 lacked the tables of hardware alone.
+# Version 1 sorted by the ids themselves. Version 2 lacked the tables of hardware
+# and prices, version 3 those of prices.
 FROM_VERSION_1 = f"""
 DROP TRIGGER entries_stay; DROP TRIGGER entries_remain;
 DROP TRIGGER transactions_stay; DROP TRIGGER transactions_remain;

@@ -39,6 +39,8 @@ from settlement.operations import (
     EnrolOutcome,
     VoucherResult,
 )
+from settlement.price_operations import QuoteResult, keep_quotes, price_index
+from settlement.pricing import ModelIndex
 from settlement.queries import EarningsView
 from settlement.receipt_operations import ReceiptResult, submit_receipts
 from settlement.reconcile import LedgerCheck
@@ -46,6 +48,7 @@ from settlement.store import Account, Code, Machine, Reading, Store, Writing
 from settlement.submissions import (
     ReceiptTexts,
     read_closes,
+    read_quotes,
     read_receipts,
     read_vouchers,
 )
@@ -53,6 +56,7 @@ from settlement.worker import OverloadedError, Writer, open_writer
 
 SWEEP_WAIT_S = 30
 SIGNATURES_WAITING_MAX = 20_000  # two seconds of one core; clients wait ten for their answer
+INDEX_TTL_NS = limits.MINUTE_NS  # it reads a day's use
 CODE_TTL_NS = limits.DAY_NS
 TOKEN_BYTES_MAX = 256
 
@@ -118,6 +122,8 @@ class Service:
         self._verifiers = verifiers
         self._signatures_waiting = 0
         self._cards = read_cards((files(models) / "gpus.toml").read_text("utf-8"))
+        self._index_alone = asyncio.Lock()  # who asks meanwhile gets the same answer
+        self._index: tuple[int, tuple[ModelIndex, ...]] = (-INDEX_TTL_NS, ())
         self._check_alone = asyncio.Lock()  # a check reads all books: one at a time
 
     # -- who ------------------------------------------------------------------------------------
@@ -231,8 +237,28 @@ class Service:
         """Store batches of receipts and match both sides."""
         items = await self._verify(read_receipts, texts)
         return await self._write_as(
-            caller, lambda store: submit_receipts(store, caller.machine, items)
+            caller,
+            lambda store: submit_receipts(store, caller.machine, items, now_ns=self.clock()),
         )
+
+    async def quotes(self, caller: Caller, texts: Sequence[str]) -> list[QuoteResult] | AuthRefusal:
+        """Keep the quotes that a host gave, for the price index."""
+        if caller.machine.role != "host":
+            return AuthRefusal.WRONG_ROLE
+        items = await self._verify(read_quotes, texts)
+        return await self._write_as(
+            caller, lambda store: keep_quotes(store, caller.machine, items, now_ns=self.clock())
+        )
+
+    async def price_index(self) -> tuple[int, tuple[ModelIndex, ...]]:
+        """Return when the price index was computed, and the index; at most a minute old."""
+        async with self._index_alone:
+            now_ns = self.clock()
+            made_at_ns, index = self._index
+            if not made_at_ns <= now_ns < made_at_ns + INDEX_TTL_NS:
+                index = await self.read(lambda store: price_index(store, now_ns=now_ns))
+                self._index = made_at_ns, index = now_ns, index
+            return made_at_ns, index
 
     async def host_earnings(self, caller: Caller) -> EarningsView | AuthRefusal:
         """Return what the calling host earned."""

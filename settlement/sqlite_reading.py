@@ -17,6 +17,7 @@ from settlement.ledger import AllowanceState
 from settlement.money import Entry, Transaction, TransactionKind
 from settlement.reconcile import BatchState
 from settlement.sqlite_hardware import SqliteHardware
+from settlement.sqlite_prices import SqlitePrices
 from settlement.store import (
     Account,
     Code,
@@ -59,6 +60,11 @@ class SqliteReading:
 
     def _row(self, sql: str, *values: object) -> Row | None:
         return cast(Row | None, self._connection.execute(sql, values).fetchone())
+
+    @property
+    def prices(self) -> SqlitePrices:
+        """What is kept of prices."""
+        return SqlitePrices(self._connection)
 
     @property
     def hardware(self) -> SqliteHardware:

@@ -15,6 +15,7 @@ from p2p.types import AllowanceId, Digest, PeerId, RequestId
 from settlement.hardware_store import HardwareReading, HardwareWriting
 from settlement.ledger import AllowanceState
 from settlement.money import Entry, Transaction, TransactionKind
+from settlement.price_store import PriceReading, PriceWriting
 from settlement.reconcile import BatchState
 
 PAGE_ROWS_MAX = 1000
@@ -160,6 +161,10 @@ class Reading(Protocol):
     def hardware(self) -> HardwareReading:
         """What is kept of hosts' hardware."""
 
+    @property
+    def prices(self) -> PriceReading:
+        """What is kept of prices."""
+
     def account(self, account_id: str) -> Account | None:
         """Return an account."""
 
@@ -241,6 +246,10 @@ class Writing(Reading, Protocol):
     @property
     def hardware(self) -> HardwareWriting:
         """What is kept of hosts' hardware."""
+
+    @property
+    def prices(self) -> PriceWriting:
+        """What is kept of prices."""
 
     def savepoint(self) -> AbstractContextManager[None]:
         """Undo what happens inside the block if it raises; the transaction goes on."""

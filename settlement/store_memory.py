@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from p2p.types import AllowanceId, Digest, PeerId, RequestId
 from settlement.ledger import AllowanceState
 from settlement.memory_hardware import MemoryHardware
+from settlement.memory_prices import MemoryPrices, PriceTables
 from settlement.money import (
     Entry,
     LedgerError,
@@ -49,6 +50,7 @@ class _Tables:
     lines: list[StatementLine] = field(default_factory=list)
     balances: dict[str, int] = field(default_factory=dict)
     hardware: MemoryHardware = field(default_factory=MemoryHardware)
+    prices: PriceTables = field(default_factory=PriceTables)
 
     def copied(self) -> "_Tables":
         """Return tables that may be changed without changing these; rows never change."""
@@ -66,6 +68,11 @@ class MemoryWriting:
     def hardware(self) -> MemoryHardware:
         """What is kept of hosts' hardware."""
         return self.tables.hardware
+
+    @property
+    def prices(self) -> MemoryPrices:
+        """What is kept of prices."""
+        return MemoryPrices(self.tables.prices, self.tables.allowances, self.tables.machines)
 
     # -- who ------------------------------------------------------------------------------------
 

@@ -15,10 +15,12 @@ from p2p.receipts.chain import check_batch
 from p2p.receipts.messages import (
     CLOSE,
     COSIGNATURE,
+    QUOTE,
     RECEIPT_BATCH,
     VOUCHER,
     Close,
     Cosignature,
+    Quote,
     Receipt,
     ReceiptBatch,
     Voucher,
@@ -81,6 +83,11 @@ def read_vouchers(
 def read_closes(network_id: NetworkId, texts: Sequence[str]) -> list[Signed[Close] | Unreadable]:
     """Return the closes of a batch, each checked on its own."""
     return [read_envelope(CLOSE, text, network_id) for text in texts]
+
+
+def read_quotes(network_id: NetworkId, texts: Sequence[str]) -> list[Signed[Quote] | Unreadable]:
+    """Return the quotes of a batch, each checked on its own."""
+    return [read_envelope(QUOTE, text, network_id) for text in texts]
 
 
 def read_receipts(

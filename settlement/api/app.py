@@ -7,7 +7,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from p2p.clock import WallClock
-from settlement.api import routes_hardware, routes_nodes, routes_people
+from settlement.api import routes_hardware, routes_nodes, routes_people, routes_prices
 from settlement.api.limits import BoundedRequests
 from settlement.api.problems import document_errors, install_problem_handlers
 from settlement.service import Service
@@ -38,6 +38,7 @@ def create_app(open_service: OpenService, clock: WallClock) -> FastAPI:
     )
     app.include_router(routes_nodes.router)
     app.include_router(routes_hardware.router)
+    app.include_router(routes_prices.router)
     app.include_router(routes_people.router)
     install_problem_handlers(app)
     app.add_middleware(BoundedRequests, clock=clock)

@@ -318,7 +318,7 @@ def _live_ledger(disk: Disk, store: SqliteStore, directory: Path, chains: Chains
             digest = sha256(signed.envelope)
             receipts, encodings = zip(*pairs, strict=True)
             batch = CheckedBatch(digest, signed, receipts, encodings, cosigned)
-            submit_receipts(writing, SUBMITTERS[0], [batch])
+            submit_receipts(writing, SUBMITTERS[0], [batch], now_ns=NOW_NS)
             sweep(writing, now_ns=now_ns)
         disk.ack(("batch", digest.hex()))
     if start > 1:

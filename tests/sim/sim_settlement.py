@@ -281,7 +281,7 @@ class SimSettlement(httpx.AsyncBaseTransport):
         ]
         items = read_receipts(NETWORK_ID, texts)
         with self.store.writing() as writing:
-            results = submit_receipts(writing, machine, items)
+            results = submit_receipts(writing, machine, items, now_ns=self.clock())
         return 200, {
             "results": [{"outcome": each.outcome.value, "reason": each.reason} for each in results]
         }

@@ -168,6 +168,8 @@ def test_openapi_documents_every_operation_with_examples(world):
         ("get", "/v1/network"),
         ("post", "/v1/enrolment-codes"),
         ("post", "/v1/enrolments"),
+        ("post", "/v1/quotes"),
+        ("get", "/v1/prices/index"),
         ("post", "/v1/allowances"),
         ("post", "/v1/vouchers"),
         ("post", "/v1/closes"),

@@ -63,7 +63,7 @@ def cosigned(texts: ReceiptTexts, *, signer=WALLET, different=(), digest=None) -
 
 def submit(store, machine, *texts):
     with store.writing() as writing:
-        results = submit_receipts(writing, machine, read_receipts(NETWORK, texts))
+        results = submit_receipts(writing, machine, read_receipts(NETWORK, texts), now_ns=NOW_NS)
     return [result.outcome for result in results]
 
 

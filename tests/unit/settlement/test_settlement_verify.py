@@ -100,7 +100,7 @@ def receipts_of(allowance_id: AllowanceId, *names: str, cosign: bool = True) -> 
 
 
 def submit(writing, *texts: ReceiptTexts) -> None:
-    submit_receipts(writing, HOST_MACHINE, read_receipts(NETWORK, texts))
+    submit_receipts(writing, HOST_MACHINE, read_receipts(NETWORK, texts), now_ns=NOW_NS)
 
 
 def signed_request(node, path: str, body: bytes) -> Request:
@@ -398,7 +398,7 @@ WRONG = [
     ("DROP INDEX vouchers_once",
      Check.SCHEMA, "the schema", "vouchers_once is missing"),
     ("PRAGMA user_version = 7",
-     Check.SCHEMA, "the schema", "its version is 7, not 3"),
+     Check.SCHEMA, "the schema", "its version is 7, not 4"),
 ]  # fmt: skip
 
 
