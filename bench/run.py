@@ -176,7 +176,8 @@ def _open(
     return targets.sparewatt(engine, hosts_count, _say)
 
 
-def _start_load(case: Case, target: Target) -> "subprocess.Popen[bytes]":
+def order_of(case: Case, target: Target, core: int = CORE_OF_LOAD) -> bytes:
+    """Return what ``bench.load`` reads: a case, and where to send it."""
     order = {
         "base_url": target.base_url,
         "api_key": target.api_key,
@@ -189,8 +190,12 @@ def _start_load(case: Case, target: Target) -> "subprocess.Popen[bytes]":
         "concurrency": case.concurrency,
         "with_cost": target.with_cost,
         "watched": target.watched,
-        "core": CORE_OF_LOAD,
+        "core": core,
     }
+    return json.dumps(order).encode()
+
+
+def _start_load(case: Case, target: Target) -> "subprocess.Popen[bytes]":
     process = subprocess.Popen(
         [str(tools.tools_python()), "-m", "bench.load"],
         cwd=tools.ROOT,
@@ -198,7 +203,7 @@ def _start_load(case: Case, target: Target) -> "subprocess.Popen[bytes]":
         stdout=subprocess.PIPE,
     )
     assert process.stdin is not None
-    process.stdin.write(json.dumps(order).encode())
+    process.stdin.write(order_of(case, target))
     process.stdin.close()
     process.stdin = None
     return process

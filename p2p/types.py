@@ -44,6 +44,8 @@ _PEER_ID_PREFIX = bytes.fromhex("002408011220")
 class FinishReason(enum.IntEnum):
     """Why a request ended; decides nothing about money, which follows the counts."""
 
+    __hash__ = int.__hash__  # Enum's own is a function in Python
+
     UNSPECIFIED = 0
     STOP = 1
     LENGTH = 2

@@ -131,6 +131,8 @@ class StreamLink:
 
     def wake(self, *, urgent: bool) -> None:
         """Say that the owner has something to send."""
+        if self._has_output and (self._is_urgent or not urgent):
+            return  # the writer knows, and has not looked yet
         self._has_output = True
         self._is_urgent = self._is_urgent or urgent
         self._rouse()

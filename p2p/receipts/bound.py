@@ -18,6 +18,7 @@ class Increments:
     __slots__ = (
         "_base_tokens",
         "_bound_micros",
+        "_is_first",
         "_last",
         "_prices",
         "_settled_micros",
@@ -32,6 +33,7 @@ class Increments:
         self._settled_micros = 0
         self._sizes: dict[_Price, int] = {}  # of each price; forgotten when something is settled
         self._last: Quote | None = None
+        self._is_first: bool | None = True  # to be measured when somebody asks
         self._bound_micros: int | None = None  # to be measured when somebody asks
 
     @property
@@ -42,7 +44,10 @@ class Increments:
     @property
     def is_first(self) -> bool:
         """Whether not even the first increment is settled, at the last price used."""
-        return self._last is None or self._settled_micros < self.first(self._last)
+        if self._is_first is None:
+            last = self._last
+            self._is_first = last is None or self._settled_micros < self.first(last)
+        return self._is_first
 
     def first(self, quote: Quote) -> int:
         """Return the first increment at a price, in micro-dollars."""
@@ -73,7 +78,9 @@ class Increments:
         price = _price(quote)
         _, count = self._prices.get(price, (quote, 0))
         self._prices[price] = (quote, count + 1)
-        self._last = quote
+        if quote is not self._last:
+            self._last = quote
+            self._is_first = None
         self._bound_micros = None
 
     def closed(self, quote: Quote) -> None:
@@ -89,12 +96,14 @@ class Increments:
     def settled(self, rise_micros: int) -> None:
         """Count what a voucher paid."""
         self._settled_micros += rise_micros
+        self._is_first = None
         self._sizes.clear()
         self._bound_micros = None
 
     def start_again(self) -> None:
         """Forget what was settled."""
         self._settled_micros = 0
+        self._is_first = None
         self._sizes.clear()
         self._bound_micros = None
 

@@ -43,11 +43,6 @@ def cost_micros(quote: Quote, usage: Usage, *, delivered: bool) -> int:
     return running_cost_micros(quote, prompt_product, usage.completion_tokens)
 
 
-def ceil_div(dividend: int, divisor: int) -> int:
-    """Return the quotient rounded up, exactly."""
-    return -(-dividend // divisor)
-
-
 def increment_micros(quote: Quote, increment_tokens: int) -> int:
     """Return how much may stand unpaid for one request slot, in micro-dollars, at least 1.
 
@@ -55,7 +50,7 @@ def increment_micros(quote: Quote, increment_tokens: int) -> int:
         quote: Its output price counts.
         increment_tokens: ``INCREMENT_TOKENS_MIN`` to ``INCREMENT_TOKENS_MAX``.
     """
-    tokens_micros = ceil_div(increment_tokens * quote.price_out_micros_per_mtok, TOKENS_PER_MTOK)
+    tokens_micros = -(-increment_tokens * quote.price_out_micros_per_mtok // TOKENS_PER_MTOK)
     return max(1, quote.minimum_micros, tokens_micros)
 
 

@@ -10,6 +10,7 @@ where *unpaid* is owed - paid, *owed* the cost of what ended plus the cost so fa
 of the largest increments, one for each request up to the slots. How the host uses it, per request:
 
     open_request                          refused? send the error
+    begin                                 True: send ``started``; False: the three that follow
     prompt -> micros > 0                  send ``due``, then wait until ``may_start``
     record(prompt counts, delivered=True) send ``started``: from here on the prompt is owed
     claim -> tokens or None               None: wait for a voucher (``gate`` says which wait it is)
@@ -305,6 +306,26 @@ class Customer:
         held.due_until_paid_micros = tab.owed_micros + cost - increment
         return cost
 
+    def begin(self, request_id: RequestId, prompt_tokens: int) -> bool:
+        """Record a prompt if it may be computed at once; return whether it may.
+
+        ``prompt``, ``may_start`` and ``record`` in one step, as nearly every request takes them;
+        if it returns False, nothing has changed: take them one by one.
+        """
+        held = self._request(request_id)
+        tab, quote = held.tab, held.quote
+        product = prompt_product_of(quote, prompt_tokens)
+        cost = running_cost_micros(quote, product, 0)
+        increment = self._increments.of(quote)
+        is_small = cost <= increment or tab.owed_micros + cost - tab.paid_micros <= increment
+        if held.due_until_paid_micros is not None or not is_small:
+            return False
+        if cost > self._cost_max(held):
+            return False
+        held.prompt_product = product
+        self._owe(held, cost)
+        return True
+
     def may_start(self, request_id: RequestId, usage: Usage) -> bool:
         """Return whether prefill may begin: its ``due`` is paid, and the bound would hold."""
         held = self._request(request_id)
@@ -481,6 +502,8 @@ class Customer:
 
     def _owe(self, held: _Open, cost: int) -> None:
         """Set what a request costs so far."""
+        if cost == held.cost_micros:
+            return
         tab = held.tab
         before = tab.unpaid_micros
         tab.owed_micros += cost - held.cost_micros

@@ -28,6 +28,8 @@ cosignature of its batch.
 
 from dataclasses import dataclass
 
+import msgspec
+
 from p2p import limits
 from p2p.errors import LocalProtocolError, RemoteProtocolError
 from p2p.receipts.bound import Increments
@@ -58,8 +60,7 @@ class _Running:
     owed_micros: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Ended:
+class _Ended(msgspec.Struct, frozen=True):
     """A receipt that no batch has named yet."""
 
     request_id: RequestId
@@ -293,9 +294,10 @@ class HostAccount:
     ) -> CountRefusal | None:
         """Take a chunk: its length and the cumulative count after it. O(1)."""
         held = self._request(request_id)
-        refusal = held.count.chunk(count_bytes, completion_tokens)
-        if held.count.cost_micros != held.owed_micros:
-            self._owe(held, held.count.cost_micros)
+        count = held.count
+        refusal = count.chunk(count_bytes, completion_tokens)
+        if count.cost_micros != held.owed_micros:
+            self._owe(held, count.cost_micros)
         return refusal
 
     def cancel(self, request_id: RequestId) -> None:
@@ -432,6 +434,8 @@ class HostAccount:
 
     def _owe(self, held: _Running, micros: int) -> None:
         """Set what a request comes to so far."""
+        if micros == held.owed_micros:
+            return
         purse = held.purse
         before = purse.unpaid_micros
         purse.owed_micros += micros - held.owed_micros

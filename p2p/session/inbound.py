@@ -12,14 +12,7 @@ from p2p.proto.session_pb2 import Frame
 from p2p.session import events, fields
 from p2p.session.channels import GatewayChannel, HostChannel
 from p2p.session.state import SessionState
-from p2p.session.states import (
-    CHANNEL_FRAMES,
-    SESSION_FRAMES,
-    HostState,
-    Role,
-    next_gateway_state,
-    next_host_state,
-)
+from p2p.session.states import HOST_TABLE, HostState, Role, next_gateway_state, next_host_state
 from p2p.types import PROTOCOL_VERSION
 
 Handler = Callable[[SessionState, Frame, int], events.Event | None]
@@ -38,8 +31,7 @@ def take_frame(state: SessionState, frame: Frame, now_ns: int) -> events.Event |
         return _chunk(state, frame)  # nearly all frames are chunks
     if name is None:
         raise RemoteProtocolError("a frame of a kind unknown to version 1")
-    allowed = CHANNEL_FRAMES if frame.channel else SESSION_FRAMES
-    if name not in allowed[state.role.peer]:
+    if name not in state.allowed[1 if frame.channel else 0]:
         raise RemoteProtocolError(
             f"a {state.role.peer.name.lower()} cannot send {name} on channel {frame.channel}"
         )
@@ -134,7 +126,9 @@ def _gateway_channel(state: SessionState, frame: Frame, name: str) -> GatewayCha
     if request is None:
         was = "over" if channel <= state.last_channel else "never opened"
         raise RemoteProtocolError(f"{name} on channel {channel}, which is {was}")
-    request.host = next_host_state(request.host, name, channel, ours=False)
+    request.host = HOST_TABLE[request.host].get(name) or next_host_state(
+        request.host, name, channel, ours=False
+    )
     return request
 
 

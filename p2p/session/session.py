@@ -246,7 +246,18 @@ class Session:
     @property
     def greeted(self) -> bool:
         """Whether both hellos have been exchanged."""
-        return self._state.greeted
+        state = self._state
+        return state.hello_sent and state.hello_received
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether both hellos have been exchanged, and neither side wants to leave."""
+        state = self._state
+        return (
+            state.hello_sent
+            and state.hello_received
+            and not (state.goaway_sent or state.goaway_received)
+        )
 
     @property
     def going_away(self) -> bool:
@@ -258,10 +269,22 @@ class Session:
         """Whether the peer is silent for too long right now."""
         return self._state.liveness.suspected
 
+    @property
+    def outlook(self) -> tuple[bool, bool]:
+        """``takes_requests`` and ``suspected``, which are asked for together and often."""
+        state = self._state
+        takes_requests = (
+            state.hello_sent
+            and state.hello_received
+            and not (state.goaway_sent or state.goaway_received)
+        )
+        return takes_requests, state.liveness.suspected
+
     def can_open(self, body_bytes: int = 0) -> bool:
         """Return whether ``open_request`` would take a request with such a body now."""
-        waiting_bytes = self._state.writer.body_bytes + body_bytes
-        return waiting_bytes <= limits.SESSION_BODY_BYTES_MAX and not self._state.refusal_to_open()
+        state = self._state
+        waiting_bytes = state.writer.body_bytes + body_bytes
+        return waiting_bytes <= limits.SESSION_BODY_BYTES_MAX and not state.refusal_to_open()
 
     def statistics(self) -> dict[str, int]:
         """Return counters since the session began, and the last measured round trip."""

@@ -6,7 +6,7 @@ from p2p.session.channels import GatewayChannel, HostChannel
 from p2p.session.framing import FrameReader, FrameWriter
 from p2p.session.liveness import Liveness
 from p2p.session.retained import Retained
-from p2p.session.states import Role
+from p2p.session.states import CHANNEL_FRAMES, SESSION_FRAMES, Role
 from p2p.types import NetworkId
 
 
@@ -14,6 +14,7 @@ class SessionState:
     """The variables of one session; only one of the two channel tables is ever filled.
 
     Attributes:
+        allowed: What the peer may send, on channel 0 and on a request's.
         last_channel: The highest channel opened so far; the next one is one higher.
         open_gateway: A gateway's open requests.
         open_host: A host's open requests.
@@ -32,6 +33,7 @@ class SessionState:
     __slots__ = (
         "ack_due",
         "acknowledged_bytes",
+        "allowed",
         "aside_until_ns",
         "closed",
         "created_ns",
@@ -63,6 +65,7 @@ class SessionState:
 
     def __init__(self, role: Role, network_id: NetworkId, now_ns: int) -> None:
         self.role = role
+        self.allowed = (SESSION_FRAMES[role.peer], CHANNEL_FRAMES[role.peer])
         self.created_ns = now_ns
         self.aside_until_ns = now_ns
         self.network_id = network_id
@@ -117,7 +120,7 @@ class SessionState:
             return "the session is over"
         if self.is_cut:
             return "the connection is lost and not back yet"
-        if not self.greeted:
+        if not (self.hello_sent and self.hello_received):
             return "the host has not said hello yet"
         if self.goaway_sent or self.goaway_received:
             return "the session is going away"

@@ -77,6 +77,8 @@ from p2p.errors import LocalProtocolError, RemoteProtocolError
 class Role(enum.IntEnum):
     """Which side of the session we are; the value stands in the hello."""
 
+    __hash__ = int.__hash__  # Enum's own is a function in Python
+
     GATEWAY = 1
     HOST = 2
 
@@ -89,6 +91,8 @@ class Role(enum.IntEnum):
 class GatewayState(enum.IntEnum):
     """The gateway's half of a channel."""
 
+    __hash__ = int.__hash__  # Enum's own is a function in Python
+
     UNUSED = 0
     WANTED = 1
     CANCELLED = 2
@@ -96,6 +100,8 @@ class GatewayState(enum.IntEnum):
 
 class HostState(enum.IntEnum):
     """The host's half of a channel; ``OFFERED`` as soon as the gateway's request is there."""
+
+    __hash__ = int.__hash__  # Enum's own is a function in Python
 
     OFFERED = 0
     ACCEPTED = 1

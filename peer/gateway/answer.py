@@ -104,8 +104,7 @@ def dollars(micros: int) -> str:
     return f"{micros // 1_000_000}.{micros % 1_000_000:06d}"
 
 
-@dataclass(slots=True)
-class AnswerHead:
+class AnswerHead(msgspec.Struct, frozen=True):
     """What the first event says of the whole answer."""
 
     id: str = ""
@@ -114,7 +113,11 @@ class AnswerHead:
     system_fingerprint: str | None = None
 
 
-_DECODER = msgspec.json.Decoder(_Chunk)
+_NO_HEAD = AnswerHead()
+_TOO_LONG = "the answer is too long"
+_DONE = b"[DONE]"
+_DONE_BYTES_MAX = 32  # with spaces around it
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
 @dataclass(slots=True)
@@ -132,7 +135,7 @@ class AnswerReader:
 
     choices: int
     folds: bool = False
-    head: AnswerHead = field(default_factory=AnswerHead)
+    head: AnswerHead = _NO_HEAD
     text_bytes: int = 0
     has_token: bool = False
     finished: dict[int, str] = field(default_factory=dict)
@@ -180,35 +183,57 @@ class AnswerReader:
                 return False
             raise RemoteProtocolError("the answer is no stream of server-sent data events")
         payload = event[5:]
-        if payload.strip() == b"[DONE]":
+        if len(payload) <= _DONE_BYTES_MAX and payload.strip() == _DONE:
             return False
         try:
-            chunk = _DECODER.decode(payload)
+            chunk = _decode_chunk(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RemoteProtocolError(f"the answer holds an invalid event: {error}") from error
-        return self._read_chunk(chunk, len(payload))
+        if chunk.usage is not None or chunk.error is not None or self.head is _NO_HEAD:
+            self._read_frame(chunk)
+        choices = chunk.choices
+        for choice in choices:
+            delta = choice.delta
+            text = delta.content
+            folded = self._folded.get(choice.index)
+            if (
+                text
+                and folded is not None
+                and text.isascii()
+                and choice.finish_reason is None
+                and not (delta.tool_calls or delta.reasoning_content or delta.reasoning)
+                and not (delta.refusal or delta.role or choice.logprobs)
+            ):  # nearly always: one more piece of plain text
+                self.has_token = True
+                self.text_bytes += len(text)
+                if self.text_bytes > ANSWER_BYTES_MAX:
+                    raise RemoteProtocolError(_TOO_LONG)
+                if self.folds:
+                    folded.content.append(text)
+            else:
+                self._read_choice(choice, len(payload))
+        return bool(choices)
 
-    def _read_chunk(self, chunk: _Chunk, payload_bytes: int) -> bool:
+    def _read_frame(self, chunk: _Chunk) -> None:
+        """Read what stands around a chunk's choices, at the begin and at the end of an answer."""
         if chunk.error is not None:
             raise RemoteProtocolError(f"the engine failed: {bytes(chunk.error)[:200]!r}")
-        if not self.head.id:
+        if self.head is _NO_HEAD:
             self.head = AnswerHead(
                 chunk.id[:128], int(chunk.created), chunk.model, chunk.system_fingerprint
             )
         if chunk.usage is not None and chunk.usage.completion_tokens_details is not None:
             self.reasoning_tokens = chunk.usage.completion_tokens_details.reasoning_tokens
-        for choice in chunk.choices:
-            self._read_choice(choice, payload_bytes)
-        return bool(chunk.choices)
 
     def _read_choice(self, choice: _Choice, payload_bytes: int) -> None:
         if not 0 <= choice.index < self.choices:
             raise RemoteProtocolError(f"the answer holds choice {choice.index}, never asked for")
         count = _text_bytes(choice.delta, payload_bytes)
-        self.has_token |= bool(count) or choice.finish_reason is not None
+        if count or choice.finish_reason is not None:
+            self.has_token = True
         self.text_bytes += count or 1  # a token may well show no text
         if self.text_bytes > ANSWER_BYTES_MAX:
-            raise RemoteProtocolError("the answer is too long")
+            raise RemoteProtocolError(_TOO_LONG)
         folded = self._folded.get(choice.index)
         if folded is None:
             folded = self._folded[choice.index] = _FoldedChoice(choice.index)
@@ -259,11 +284,11 @@ def _text_bytes(delta: _Delta, payload_bytes: int) -> int:
     """Return how many bytes of an event are generated text."""
     if delta.tool_calls:
         return payload_bytes
-    count = 0
-    for text in (delta.content, delta.reasoning_content, delta.reasoning, delta.refusal):
-        if text:
-            count += len(text) if text.isascii() else len(text.encode(errors="replace"))
-    return count
+    text = delta.content or ""
+    if delta.reasoning_content or delta.reasoning or delta.refusal:
+        others = (delta.reasoning_content, delta.reasoning, delta.refusal)
+        text += "".join([other for other in others if other])
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
 
 
 @dataclass(slots=True)

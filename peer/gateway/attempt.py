@@ -46,16 +46,6 @@ class AttemptOwner(Protocol):
         """Nothing more will come of it; without an end, it cost nothing."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Timing:
-    """When things happened, monotonic ns; 0 means not yet."""
-
-    opened_ns: int
-    heard_ns: int
-    first_ns: int = 0
-    last_ns: int = 0
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class Attempt:
     """Implements ``ChannelOwner``; see the module's page.
@@ -65,6 +55,10 @@ class Attempt:
         route: Which host, and why.
         prompt_started: Whether the host began to compute: then the prompt is owed.
         live: Whether the request still wants this answer.
+        opened_ns: When it was sent; monotonic, as the next three.
+        heard_ns: When the host was heard last.
+        first_ns: When the first token came; 0 before it.
+        last_ns: When the last one came.
     """
 
     owner: AttemptOwner
@@ -73,8 +67,10 @@ class Attempt:
     quote: Quote
     request_id: RequestId
     reader: AnswerReader
-    timing: Timing
-    now: "NowNs"
+    opened_ns: int
+    heard_ns: int
+    first_ns: int = 0
+    last_ns: int = 0
     channel: int = 0
     prompt_started: bool = False
     live: bool = True
@@ -88,13 +84,13 @@ class Attempt:
     @property
     def ttft_ms(self) -> float | None:
         """Time to the first token; None before it."""
-        if not self.timing.first_ns:
+        if not self.first_ns:
             return None
-        return (self.timing.first_ns - self.timing.opened_ns) / 1e6
+        return (self.first_ns - self.opened_ns) / 1e6
 
     def tokens_per_s(self, completion_tokens: int) -> float | None:
         """Return the rate after the first token; None if the answer was too short to tell."""
-        duration_ns = self.timing.last_ns - self.timing.first_ns
+        duration_ns = self.last_ns - self.first_ns
         if completion_tokens < RATE_TOKENS_MIN or duration_ns <= 0:
             return None
         return (completion_tokens - 1) * 1e9 / duration_ns
@@ -103,22 +99,26 @@ class Attempt:
 
     def accepted(self, queued_before: int) -> None:
         """Note that the host took it."""
-        self.timing.heard_ns = self.port.heard_ns
+        self.heard_ns = self.port.heard_ns
 
     def started(self, prompt_tokens: int) -> None:
         """Note that the prompt is owed from here on."""
         self.prompt_started = True
-        self.timing.heard_ns = self.port.heard_ns
+        self.heard_ns = self.port.heard_ns
 
     def chunk(self, data: bytes) -> int:
         """Read events, pass them on, and return how many bytes of them are text."""
-        self.timing.heard_ns = self.port.heard_ns
+        self.heard_ns = self.port.heard_ns
         reader = self.reader
         shown = reader.feed(data)
         counted = reader.text_bytes - self._counted_bytes
         self._counted_bytes = reader.text_bytes
         if self.live:
-            self._deliver(shown, len(data))
+            if reader.folds and self.first_ns:
+                self.last_ns = self.heard_ns
+                self.port.consumed(self.channel, len(data))  # the reader has it, nobody else waits
+            else:
+                self._deliver(shown, len(data))
         else:
             self.port.consumed(self.channel, len(data))
         return counted
@@ -181,13 +181,13 @@ class Attempt:
     # -- within ----------------------------------------------------------------------------------
 
     def _deliver(self, shown: bytes, credit_bytes: int) -> None:
-        if not self.timing.first_ns:
+        if not self.first_ns:
             if not self.reader.has_token and self._held_bytes < HELD_BYTES_MAX:
                 self._held.append(shown)
                 self._held_bytes += credit_bytes
                 return
             self._first_token()
-        self.timing.last_ns = self.timing.heard_ns
+        self.last_ns = self.heard_ns
         self._pass_on(shown, credit_bytes)
 
     def _pass_on(self, shown: bytes, credit_bytes: int) -> None:
@@ -195,7 +195,7 @@ class Attempt:
         self.owner.data(self, shown, credit_bytes)
 
     def _first_token(self) -> None:
-        self.timing.first_ns = self.timing.last_ns = self.timing.heard_ns
+        self.first_ns = self.last_ns = self.heard_ns
         self.owner.first_token(self)
         if self._held_bytes:
             self._pass_on(b"".join(self._held), self._held_bytes)
@@ -204,7 +204,7 @@ class Attempt:
 
     def _flush(self) -> None:
         """Show what was held back: the answer is complete without a single visible token."""
-        if not self.timing.first_ns:
+        if not self.first_ns:
             self._first_token()
 
     def _release_held(self) -> None:
@@ -247,10 +247,3 @@ class Attempt:
             cost_micros=receipt.cost_micros,
             reasoning_tokens=self.reader.reasoning_tokens,
         )
-
-
-class NowNs(Protocol):
-    """Monotonic time."""
-
-    def __call__(self) -> int:
-        """Return nanoseconds."""

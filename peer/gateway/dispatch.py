@@ -6,7 +6,7 @@ list until the host table says that something changed.
 """
 
 import logging
-import secrets
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,11 +16,11 @@ from p2p.errors import ErrorCode
 from p2p.limits import SECOND_NS
 from p2p.records import Offer
 from p2p.session.events import ErrorInfo, OutgoingRequest
-from p2p.types import ID_BYTES, NO_REQUEST, PeerId, RequestId, timed_id
+from p2p.types import ID_BYTES, NO_REQUEST, FinishReason, PeerId, RequestId, timed_id
 from peer.gateway import failover, openai_errors
 from peer.gateway import health as healths
 from peer.gateway.answer import SLACK_TOKENS, AnswerReader, Price
-from peer.gateway.attempt import Attempt, Timing
+from peer.gateway.attempt import Attempt
 from peer.gateway.calls import KIND_PROBE, Answer, Call, Ended, ResponseSink, Route
 from peer.gateway.failover import Blame, Failure, Verdict
 from peer.gateway.hosts import HostTable
@@ -37,6 +37,7 @@ WAITING_COUNT_MAX = 512
 WAIT_NS_MAX = 8 * SECOND_NS  # for a look-up, a link, a quote or an allowance
 FIRST_TOKEN_NS_MAX = 120 * SECOND_NS
 SILENCE_NS_MAX = 60 * SECOND_NS  # between two pieces of an answer
+_NO_HOSTS: frozenset[PeerId] = frozenset()
 _CHANCE_BYTES = 10  # of a request id; the rest is its time
 KEEP_ALIVE_NS = 2 * SECOND_NS  # between two comments while a cut link is waited for
 _WAITING_COMMENT = b": the connection to the host was lost; waiting for it\n\n"
@@ -117,10 +118,9 @@ class Dispatcher:
     def _check_silence(self, attempt: Attempt, now_ns: int) -> None:
         if not attempt.live:
             return
-        timing = attempt.timing
-        if not timing.first_ns and now_ns - timing.opened_ns > FIRST_TOKEN_NS_MAX:
+        if not attempt.first_ns and now_ns - attempt.opened_ns > FIRST_TOKEN_NS_MAX:
             attempt.time_out(f"no first token within {FIRST_TOKEN_NS_MAX // SECOND_NS} s")
-        elif timing.first_ns and now_ns - timing.heard_ns > SILENCE_NS_MAX and attempt.is_drained:
+        elif attempt.first_ns and now_ns - attempt.heard_ns > SILENCE_NS_MAX and attempt.is_drained:
             attempt.time_out(f"silent for {SILENCE_NS_MAX // SECOND_NS} s in mid-answer")
 
     # -- for Running -----------------------------------------------------------------------------
@@ -197,6 +197,8 @@ class Running:
         self._wait_or_give_up(decisions)
 
     def _failed_hosts(self) -> frozenset[PeerId]:
+        if not self._failures:
+            return _NO_HOSTS
         return frozenset([PeerId(failure.host) for failure in self._failures])
 
     def _wait_or_give_up(self, decisions: list[Decision]) -> None:
@@ -257,7 +259,8 @@ class Running:
         host = self._dispatcher.table.get(candidate.peer_id)
         if host is None or host.link is None or candidate.quote is None:
             return False
-        request = self._outgoing(ranked)
+        tokens_max = _output_tokens(self._call, candidate.offer)
+        request = self._outgoing(ranked, tokens_max)
         now_ns = self._dispatcher.now()
         is_first = ranked is decision.chosen and not self._failures
         attempt = Attempt(
@@ -272,8 +275,8 @@ class Running:
             quote=candidate.quote,
             request_id=request.request_id,
             reader=AnswerReader(request.choices, folds=self._sink.folds),
-            timing=Timing(opened_ns=now_ns, heard_ns=now_ns),
-            now=self._dispatcher.now,
+            opened_ns=now_ns,
+            heard_ns=now_ns,
         )
         slack = request.choices * (self._call.request.stop_bytes + SLACK_TOKENS)
         channel = host.link.open(
@@ -281,7 +284,7 @@ class Running:
             candidate.quote,
             attempt,
             slack_bytes=slack,
-            tokens_max=_output_tokens(self._call, candidate.offer),
+            tokens_max=tokens_max,
         )
         if channel is None:
             self._dispatcher.wallet.release(candidate.peer_id, request.request_id)
@@ -291,14 +294,13 @@ class Running:
         self._dispatcher.began(attempt)
         return True
 
-    def _outgoing(self, ranked: Ranked) -> OutgoingRequest:
+    def _outgoing(self, ranked: Ranked, tokens_max: int) -> OutgoingRequest:
         offer, quote = ranked.candidate.offer, ranked.candidate.quote
         assert quote is not None
-        chance = secrets.token_bytes(_CHANCE_BYTES + ID_BYTES)
+        chance = os.urandom(_CHANCE_BYTES + ID_BYTES)
         request_id = RequestId(timed_id(self._dispatcher.clock(), chance[:_CHANCE_BYTES]))
         body = upstream_body(self._call.request, offer.model_id)
-        tokens = _output_tokens(self._call, offer)
-        bound = bound_micros(quote, body_bytes=len(body), output_tokens=tokens)
+        bound = bound_micros(quote, body_bytes=len(body), output_tokens=tokens_max)
         allowance_id = self._dispatcher.wallet.reserve(
             ranked.candidate.peer_id, quote, request_id, body_bytes=len(body), bound=bound
         )
@@ -381,8 +383,13 @@ class Running:
             self._sink.write(_WAITING_COMMENT, 0)
 
     def over(self, attempt: Attempt, end: Ended | None) -> None:
-        """An attempt has its receipt, or will never have one: write it down."""
+        """An attempt has its receipt, or will never have one: write it down.
+
+        Nor is it held any longer, which would be a cycle for the garbage collector to find.
+        """
         self._dispatcher.ended(attempt)
+        if self._attempt is attempt:
+            self._attempt = None
         if end is not None or attempt.prompt_started:
             now = (self._dispatcher.now(), self._dispatcher.clock())
             entry = _usage_entry(self._call, attempt, end, now, cancelled=self._cancelled)
@@ -449,7 +456,7 @@ def _usage_entry(
     receipt = end.receipt if end is not None else None
     completion_tokens = receipt.completion_tokens if receipt else 0
     mono_ns, wall_ns = now
-    duration_ns = mono_ns - attempt.timing.opened_ns
+    duration_ns = mono_ns - attempt.opened_ns
     ttft_ms = attempt.ttft_ms
     return UsageEntry(
         answer_id=call.answer_id,
@@ -461,7 +468,7 @@ def _usage_entry(
         created_at_ns=wall_ns - duration_ns,
         streamed=call.request.stream,
         cancelled=cancelled,
-        finish_reason=receipt.finish_reason.name.lower() if receipt else "lost",
+        finish_reason=_FINISH_NAMES[receipt.finish_reason] if receipt else "lost",
         prompt_tokens=receipt.prompt_tokens if receipt else 0,
         cached_tokens=receipt.cached_tokens if receipt else 0,
         completion_tokens=completion_tokens,
@@ -473,6 +480,9 @@ def _usage_entry(
         tries=attempt.route.tries,
         different=end.different if end else "",
     )
+
+
+_FINISH_NAMES = {reason: reason.name.lower() for reason in FinishReason}
 
 
 def is_probe(call: Call) -> bool:

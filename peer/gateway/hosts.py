@@ -56,11 +56,11 @@ class Host:
         if self._offers_of is not self.record:
             self._offers_of = self.record
             self._offers = {model_key(each.model_id): each for each in self.offers}
-        return self._offers.get(model_key(model))
+        return self._offers.get(model.casefold())
 
     def health_of(self, model: str) -> Health:
         """Return what we measured of it for a model."""
-        return self.health.get(model_key(model), healths.UNKNOWN)
+        return self.health.get(model.casefold(), healths.UNKNOWN)
 
     @property
     def is_banned(self) -> bool:
@@ -130,20 +130,27 @@ class HostTable:
 
     def candidates(self, model: str, *, body_bytes: int) -> list[Candidate]:
         """Return all hosts that say they serve a model, as the router sees them."""
+        wall_ns = self.wallet.clock()
         return [
-            self._candidate(host, offer, body_bytes)
+            self._candidate(host, offer, body_bytes, wall_ns)
             for host in self._hosts.values()
             if (offer := host.offer(model)) is not None
         ]
 
-    def _candidate(self, host: Host, offer: Offer, body_bytes: int) -> Candidate:
+    def _candidate(self, host: Host, offer: Offer, body_bytes: int, wall_ns: int) -> Candidate:
         assert host.record is not None
         record, link = host.record.value, host.link
-        quote = link.quote(offer.model_id) if link is not None else None
-        is_usable = link is not None and link.is_usable
+        quote = None
+        is_usable = is_suspected = False
+        open_requests, slots_free = 0, -1
+        if link is not None:
+            quote, is_usable, is_suspected = link.outlook(offer.model_id, wall_ns)
+            open_requests, slots_free = link.open_requests, link.slots_free
         funding, detail = Funding.READY, ""
         if quote is not None:
-            funding, detail = self.wallet.funding(host.peer_id, quote, body_bytes=body_bytes)
+            funding, detail = self.wallet.funding(
+                host.peer_id, quote, body_bytes=body_bytes, wall_ns=wall_ns
+            )
         return Candidate(
             peer_id=host.peer_id,
             offer=offer,
@@ -152,12 +159,12 @@ class HostTable:
             draining=record.draining,
             linked=is_usable,
             pending=host.connecting or (is_usable and quote is None),
-            suspected=link is not None and link.is_suspected,
+            suspected=is_suspected,
             trouble=host.trouble,
             quote=quote,
             health=host.health_of(offer.model_id),
-            open_requests=link.open_requests if link is not None else 0,
-            slots_free=link.slots_free if link is not None else -1,
+            open_requests=open_requests,
+            slots_free=slots_free,
             funding=funding,
             funding_detail=detail,
         )

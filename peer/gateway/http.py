@@ -1,6 +1,6 @@
 """The gateway's HTTP face: OpenAI's paths, and our own beside them."""
 
-import secrets
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, unquote
@@ -15,7 +15,7 @@ from peer.gateway.dispatch import Dispatcher
 from peer.gateway.guard import Guard, bearer
 from peer.gateway.hosts import HostTable
 from peer.gateway.journal import Journal
-from peer.gateway.keys import KeyInfo, KeyStore, shorten
+from peer.gateway.keys import KeyInfo, KeyStore, key_digest, shorten
 from peer.gateway.openai_api import parse_chat
 from peer.gateway.openai_errors import (
     ApiError,
@@ -62,7 +62,22 @@ class _Buckets:
     tokens: Bucket
 
 
-_Serve = Callable[[_Visit, KeyInfo], None]
+_Serve = Callable[["_Visit", KeyInfo], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a head that may come again has been found to be: good, apart from its key.
+
+    Attributes:
+        owner: Who found it: another handler knows other names and paths.
+        serve: What answers it.
+        key_digest: Of the key that it shows.
+    """
+
+    owner: "GatewayHandler"
+    serve: _Serve
+    key_digest: bytes
 
 
 @dataclass
@@ -99,7 +114,7 @@ class GatewayHandler:
 
     def handle(self, request: HttpRequest, exchange: Exchange) -> None:
         """Answer a request now or later."""
-        chance = secrets.token_bytes(ANSWER_ID_BYTES)
+        chance = os.urandom(ANSWER_ID_BYTES)
         answer_id = "req_" + timed_id(self.clock(), chance).hex()
         visit = _Visit(request, exchange, answer_id, self.now())
         exchange.is_strangers = True  # until a key says otherwise
@@ -111,6 +126,16 @@ class GatewayHandler:
     # -- the way in ------------------------------------------------------------------------------
 
     def _route(self, visit: _Visit) -> None:
+        head = visit.request.head
+        if head is not None and isinstance(known := head.note, _Known) and known.owner is self:
+            key = self.keys.find_digest(known.key_digest, now_ns=visit.arrived_ns)
+            if key is not None:
+                visit.exchange.is_strangers = False
+                return known.serve(visit, key)
+        return self._judge(visit)
+
+    def _judge(self, visit: _Visit) -> None:
+        """Look at all that a head says, and note if it may go straight to its answer next time."""
         request = visit.request
         objection = self.guard.objection(request.headers)
         if objection is not None:
@@ -133,6 +158,10 @@ class GatewayHandler:
             raise BadRequestError(_unknown_path(request))
         method, serve = route
         self._require_method(visit, method)
+        if method == "POST":
+            self._require_json(visit)
+        if request.head is not None:
+            request.head.note = _Known(self, serve, key_digest(bearer(request.headers)))
         return serve(visit, key)
 
     def _authenticate(self, visit: _Visit) -> KeyInfo:
@@ -195,7 +224,6 @@ class GatewayHandler:
     # -- the paths -------------------------------------------------------------------------------
 
     def _chat(self, visit: _Visit, key: KeyInfo) -> None:
-        self._require_json(visit)
         buckets = self._admit(visit, key)
         request = parse_chat(visit.request.body)
         self._refuse_in_trouble()
@@ -222,7 +250,6 @@ class GatewayHandler:
             raise BadRequestError(not_serving(trouble))
 
     def _preview(self, visit: _Visit, key: KeyInfo) -> None:
-        self._require_json(visit)
         self._admit(visit, key)
         request = parse_chat(visit.request.body)
         call = Call(

@@ -82,7 +82,7 @@ def new_key(
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
     )
-    row = (info.key_id, name, info.shown, _digest(key), now_ns)
+    row = (info.key_id, name, info.shown, key_digest(key), now_ns)
     with _open(data_dir) as connection:
         connection.execute(_INSERT, (*row, requests_per_minute, tokens_per_minute))
     return NewKey(info, key)
@@ -128,10 +128,14 @@ class KeyStore:
             key: As it stood behind ``Bearer``.
             now_ns: Monotonic.
         """
-        self._refresh(now_ns)
         if len(key) > KEY_LENGTH_MAX:
             return None
-        info = self._keys.get(_digest(key))
+        return self.find_digest(key_digest(key), now_ns=now_ns)
+
+    def find_digest(self, digest: bytes, *, now_ns: int) -> KeyInfo | None:
+        """Return the good key of a digest, as ``find`` does."""
+        self._refresh(now_ns)
+        info = self._keys.get(digest)
         return info if info is not None and info.revoked_at_ns is None else None
 
     def count(self, *, now_ns: int) -> int:
@@ -172,7 +176,8 @@ _SELECT = """SELECT digest, key_id, name, shown, created_at_ns, revoked_at_ns,
   requests_per_minute, tokens_per_minute FROM keys ORDER BY created_at_ns, key_id"""
 
 
-def _digest(key: str) -> bytes:
+def key_digest(key: str) -> bytes:
+    """Return what is kept of a key, and what it is found by."""
     return hashlib.sha256(key.encode(errors="replace")).digest()
 
 

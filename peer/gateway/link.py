@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from p2p import limits
-from p2p.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from p2p.errors import ErrorCode, RemoteProtocolError
 from p2p.overlay import Link
 from p2p.receipts.chain import decode_receipt
 from p2p.receipts.counting import CountRefusal
@@ -32,9 +32,9 @@ from p2p.receipts.messages import (
     WalletProof,
 )
 from p2p.session import Role, Session, events
-from p2p.session.events import ErrorInfo, Event, OutgoingRequest
+from p2p.session.events import ErrorInfo, OutgoingRequest
 from p2p.signing import seal, unseal
-from p2p.types import ID_BYTES, Digest, PeerId, RequestId, model_key, sha256
+from p2p.types import ID_BYTES, Digest, PeerId, model_key, sha256
 from peer.gateway.calls import ChannelOwner, Ended
 from peer.gateway.link_context import LinkContext
 from peer.gateway.wallet import Purse
@@ -104,8 +104,7 @@ class HostLink:
     @property
     def is_usable(self) -> bool:
         """Whether new requests may go out."""
-        session = self._session
-        return session.greeted and not session.going_away and not self._over and self.cut_ns is None
+        return self.cut_ns is None and not self._over and self._session.takes_requests
 
     @property
     def is_suspected(self) -> bool:
@@ -145,9 +144,22 @@ class HostLink:
         """What went over it so far, in bytes, frames, batches and writes."""
         return self._session.statistics()
 
+    def outlook(self, model: str, wall_ns: int) -> tuple[Quote | None, bool, bool]:
+        """Return what decides about a request, at once: it is asked for each host and request.
+
+        The live quote for a model or None, whether new requests may go out, whether the host is
+        silent for too long.
+        """
+        quote = self.quotes.get(model.casefold())
+        if quote is not None and quote.expires_at_ns - QUOTE_MARGIN_NS < wall_ns:
+            quote = None
+        takes_requests, is_suspected = self._session.outlook
+        is_usable = takes_requests and self.cut_ns is None and not self._over
+        return quote, is_usable, is_suspected
+
     def quote(self, model: str) -> Quote | None:
         """Return the live quote for a model, or None."""
-        quote = self.quotes.get(model_key(model))
+        quote = self.quotes.get(model.casefold())
         if quote is None or quote.expires_at_ns - QUOTE_MARGIN_NS < self._context.clock():
             return None
         return quote
@@ -162,7 +174,7 @@ class HostLink:
         tokens_max: int,
     ) -> int | None:
         """Send a request; return its channel, or None if the link can't take it now."""
-        if not self.is_usable or not self._session.can_open(len(request.body)):
+        if self._over or not self._session.can_open(len(request.body)):
             return None
         self._purse.account.open_request(
             request.request_id,
@@ -225,7 +237,7 @@ class HostLink:
             due_ns = self._session.next_timer_ns()
             if due_ns is not None and due_ns <= now_ns:
                 for event in self._session.handle_timer(now_ns):
-                    self._take(event)
+                    self._handlers[type(event)](event)
             if now_ns - self.heard_ns >= limits.VOUCHER_IDLE_NS:
                 self._settle_up(idle=True)
             self._renew_quotes(now_ns)
@@ -266,8 +278,9 @@ class HostLink:
         self._is_torn = True  # as long as this has not come to its end
         with self._context.turn():
             self.heard_ns = self._context.now()
+            handlers = self._handlers
             for event in self._session.receive_data(data, self.heard_ns):
-                self._take(event)
+                handlers[type(event)](event)
             self._settle_up(idle=not self._channels)
             self._wake()
         self._is_torn = False
@@ -322,7 +335,7 @@ class HostLink:
         self._over = True
         with self._context.turn():
             for event in self._session.link_lost(reason):
-                self._take(event)
+                self._handlers[type(event)](event)
             self._fail_rest(reason)
             self._context.watcher.link_over(self, reason)
 
@@ -335,14 +348,8 @@ class HostLink:
 
     # -- events ----------------------------------------------------------------------------------
 
-    def _take(self, event: Event) -> None:
-        """Handle an event; by a table, as four of them make up each request."""
-        handler = self._handlers.get(type(event))
-        if handler is None:
-            raise LocalProtocolError(f"a gateway's session has no {type(event).__name__}")
-        handler(event)
-
     def _make_handlers(self) -> dict[type, Callable[[Any], None]]:  # type: ignore[explicit-any]
+        """Return what handles each event that a gateway's session has."""
         return {
             events.ChunkReceived: self._on_chunk,
             events.RequestAccepted: self._on_accepted,
@@ -424,11 +431,14 @@ class HostLink:
     def _on_started(self, event: events.RequestStarted) -> None:
         held = self._channels.get(event.channel)
         if held is not None:
-            account, request_id = self._purse.account, held.request.request_id
-            refusal = account.started(request_id, event.prompt_tokens)
-            self._purse.refusals_count = 0
+            purse = self._purse
+            refusal = purse.account.started(held.request.request_id, event.prompt_tokens)
+            purse.refusals_count = 0
+            if self.slots_free == 0:
+                self.slots_free = 1  # it began without a word about a line: there was a slot
             held.owner.started(event.prompt_tokens)
-            self._refuse_count(event.channel, held, refusal)
+            if refusal is not None:
+                self._refuse_count(event.channel, held, refusal)
 
     def _on_chunk(self, event: events.ChunkReceived) -> None:
         held = self._channels.get(event.channel)
@@ -477,7 +487,7 @@ class HostLink:
                 self._purse.account.fail(held.request.request_id)
             else:
                 self._purse.account.forget(held.request.request_id)
-            self._release(held.request.request_id)
+            self._purse.release(held.request.request_id)
         held.owner.failed(event.error, final=event.final)
 
     def _on_ended(self, event: events.RequestEnded) -> None:
@@ -488,12 +498,14 @@ class HostLink:
         receipt = decode_receipt(event.receipt)
         digest = sha256(event.receipt)
         fault = self._other_content(held, receipt)
-        self._forget(event.channel)
+        del self._channels[event.channel]
+        if held.cancelled:
+            self._cancelled_ns.pop(event.channel, None)
         refusal = self._purse.account.finish(
             held.request.request_id, receipt, digest=digest, is_disputed=bool(fault)
         )
         self._keep_receipt(receipt, event.receipt, digest)
-        self._release(held.request.request_id)
+        self._purse.release(held.request.request_id)
         if refusal is not None and not held.refused:
             self._context.watcher.host_cheated(self, str(refusal))
         different = held.refused or (str(refusal) if refusal else fault)
@@ -516,9 +528,6 @@ class HostLink:
     def _forget(self, channel: int) -> None:
         del self._channels[channel]
         self._cancelled_ns.pop(channel, None)
-
-    def _release(self, request_id: RequestId) -> None:
-        self._context.wallet.release(self.peer_id, request_id)
 
     def _on_receipts(self, event: events.ReceiptsReceived) -> None:
         batch = unseal(RECEIPT_BATCH, event.envelope, network_id=self._context.network_id)

@@ -164,7 +164,7 @@ class _Gateway:
             books = self._make_books(journal, client)
             books.order_again = wallet.order_again
             rng = Random(self._tools.rng.getrandbits(64))
-            core = make_core(wallet, self._config.policy, rng)
+            core = make_core(wallet, self._config.policy, rng, self._loop.now_ns)
             async with trio.open_nursery() as tasks:
                 server = self._make_server(core, books, tasks)
                 with contextlib.closing(server):
@@ -253,7 +253,7 @@ class _Gateway:
             journal=core.wallet.journal,
             guard=Guard(config.bind_host, frozenset(name.lower() for name in config.names)),
             rates=config.rates,
-            now=monotonic_ns,
+            now=self._loop.now_ns,
             clock=self._clock,
             spawn=spawn,
             trouble=lambda: books.clock_trouble,

@@ -74,10 +74,19 @@ class Parts:
                 self.scout.consider_all()
 
 
-def make_core(wallet: Wallet, policy: Policy, rng: Random) -> Core:
-    """Return a host table and a dispatcher over a wallet."""
+def make_core(
+    wallet: Wallet, policy: Policy, rng: Random, now: Callable[[], int] = monotonic_ns
+) -> Core:
+    """Return a host table and a dispatcher over a wallet.
+
+    Args:
+        wallet: The money.
+        policy: How hosts are chosen.
+        rng: Decides between them.
+        now: Trio's time in nanoseconds; within a turn that of its begin will do.
+    """
     table = HostTable(wallet)
-    dispatcher = Dispatcher(table, Router(policy, rng), wallet, wallet.clock, monotonic_ns)
+    dispatcher = Dispatcher(table, Router(policy, rng), wallet, wallet.clock, now)
     return Core(wallet, table, dispatcher)
 
 
@@ -104,7 +113,7 @@ def connect(
         gateway=node.peer_id,
         wallet=wallet,
         clock=wallet.clock,
-        now=monotonic_ns,
+        now=dispatcher.now,
         turn=turn,
         watcher=table,
     )
@@ -115,7 +124,7 @@ def connect(
         table=table,
         dispatcher=dispatcher,
         wallet=wallet,
-        now=monotonic_ns,
+        now=dispatcher.now,
         probes=probes,
         wanted=discovery.is_looked_for,
     )

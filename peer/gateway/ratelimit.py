@@ -73,8 +73,19 @@ class Bucket:
 
 def headers(kind: str, standing: Standing) -> dict[str, str]:
     """Return OpenAI's three headers of one limit; ``kind`` is ``requests`` or ``tokens``."""
+    limit, remaining, reset = _HEADERS[kind]
     return {
-        f"x-ratelimit-limit-{kind}": str(standing.limit),
-        f"x-ratelimit-remaining-{kind}": str(standing.remaining),
-        f"x-ratelimit-reset-{kind}": f"{-(-standing.reset_ns // 1_000_000)}ms",
+        limit: str(standing.limit),
+        remaining: str(standing.remaining),
+        reset: f"{-(-standing.reset_ns // 1_000_000)}ms",
     }
+
+
+_HEADERS = {
+    kind: (
+        f"x-ratelimit-limit-{kind}",
+        f"x-ratelimit-remaining-{kind}",
+        f"x-ratelimit-reset-{kind}",
+    )
+    for kind in ("requests", "tokens")
+}

@@ -22,6 +22,7 @@ TOKENS_UNKNOWN_PER_S = 20
 OUTPUT_GUESS_TOKENS = 256
 OPEN_REQUEST_PENALTY_MS = 1_000
 FULL_PENALTY_MS = 10_000
+_DEARER = "its quote is dearer than its record"
 ERROR_PENALTY_MS = 5_000
 
 
@@ -151,11 +152,13 @@ class Router:
         if not fitting:
             return Decision((), tuple(excluded), "no host fits")
         # Petals' lesson: a list of hosts to avoid must never leave nobody.
-        rested = [each for each in fitting if each.health.avoid_until_ns <= now_ns]
-        tired = [each for each in fitting if each.health.avoid_until_ns > now_ns]
-        if tired and rested:
-            excluded.extend(Excluded(each.peer_id, _tired_reason(each)) for each in tired)
-        ranked = [_rank(each, ask) for each in rested or tired]
+        if len(fitting) > 1:
+            rested = [each for each in fitting if each.health.avoid_until_ns <= now_ns]
+            if rested and len(rested) < len(fitting):
+                tired = [each for each in fitting if each.health.avoid_until_ns > now_ns]
+                excluded.extend(Excluded(each.peer_id, _tired_reason(each)) for each in tired)
+                fitting = rested
+        ranked = [_rank(each, ask) for each in fitting]
         if len(ranked) > 1:
             ranked.sort(key=lambda each: (each.expected_ms, each.candidate.peer_id))
         ordered, why = self._order(ask.preferences, ranked)
@@ -220,16 +223,15 @@ def _filter(ask: Ask, candidates: Sequence[Candidate]) -> tuple[list[Candidate],
 
 def _objection(ask: Ask, host: Candidate) -> str | None:
     """Return why a host may not answer this request, or None."""
-    return (
-        _objection_of_client(ask.preferences, host)
-        or _objection_of_price(ask.preferences.max_price, host)
-        or _objection_of_state(ask, host)
-    )
+    wishes = ask.preferences
+    if wishes is NO_PREFERENCES:
+        reason = _DEARER if _is_dearer(host.quote, host.offer) else None
+    else:
+        reason = _objection_of_client(wishes, host) or _objection_of_price(wishes.max_price, host)
+    return reason or _objection_of_state(ask, host)
 
 
 def _objection_of_client(wishes: Preferences, host: Candidate) -> str | None:
-    if wishes is NO_PREFERENCES:
-        return None
     if host.peer_id in wishes.ignore:
         return "ignored by the client"
     if wishes.only and host.peer_id not in wishes.only:
@@ -244,12 +246,9 @@ def _objection_of_client(wishes: Preferences, host: Candidate) -> str | None:
 
 
 def _objection_of_price(cap: MaxPrice | None, host: Candidate) -> str | None:
-    offer, quote = host.offer, host.quote
-    price = quote or offer
     if cap is None:
-        if quote is not None and _is_dearer(quote, offer):
-            return "its quote is dearer than its record"
-        return None
+        return _DEARER if _is_dearer(host.quote, host.offer) else None
+    price = host.quote or host.offer
     if _is_over(price.price_in_micros_per_mtok, cap.prompt_micros_per_mtok):
         return "over the price cap for prompt tokens"
     if _is_over(price.price_out_micros_per_mtok, cap.completion_micros_per_mtok):
@@ -280,8 +279,8 @@ def _is_over(price: int, cap: int | None) -> bool:
     return cap is not None and price > cap
 
 
-def _is_dearer(quote: Quote, offer: Offer) -> bool:
-    return (
+def _is_dearer(quote: Quote | None, offer: Offer) -> bool:
+    return quote is not None and (
         quote.price_in_micros_per_mtok > offer.price_in_micros_per_mtok
         or quote.price_cached_micros_per_mtok > offer.price_cached_micros_per_mtok
         or quote.price_out_micros_per_mtok > offer.price_out_micros_per_mtok

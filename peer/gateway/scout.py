@@ -77,7 +77,9 @@ class Scout:
         self.dispatcher.poke()
 
     def _is_funded(self, host: Host, quote: Quote) -> bool:
-        funding, _ = self.wallet.funding(host.peer_id, quote, body_bytes=PROBE_BODY_BYTES)
+        funding, _ = self.wallet.funding(
+            host.peer_id, quote, body_bytes=PROBE_BODY_BYTES, wall_ns=self.wallet.clock()
+        )
         if funding is Funding.WANTED and self._funded_count() < FUNDED_AHEAD_COUNT:
             need = start_micros(quote, body_bytes=PROBE_BODY_BYTES)
             self.wallet.order_room(host.peer_id, max(ALLOWANCE_MICROS_MIN, 2 * need))

@@ -38,9 +38,14 @@ class _Sink:
 
     def attach(self, ticket: Ticket) -> None:
         """Learn the request; from now on a hang-up cancels it."""
-        self._ticket = ticket
         if self._exchange.is_open:
+            self._ticket = ticket
             self._exchange.on_hang_up = ticket.cancel
+
+    def detach(self) -> None:
+        """Let go of the request, which is over; its answer and it would hold each other."""
+        self._ticket = None
+        self._exchange.on_hang_up = None
 
     def respond_error(self, error: ApiError) -> None:
         """Answer with an error."""
@@ -83,6 +88,7 @@ class StreamSink(_Sink):
         tail = answer.reader.usage_event(answer.price) if self._include_usage else b""
         self._exchange.write(tail + DONE_EVENT)
         self._exchange.finish()
+        self.detach()
 
     def fail(self, error: ApiError) -> None:
         """Answer with an error, or end the stream in one: SDKs take a silent end for success."""
@@ -91,6 +97,7 @@ class StreamSink(_Sink):
         else:
             self._exchange.write(error.event())
             self._exchange.finish()
+        self.detach()
 
     def _on_sent(self, count_bytes: int) -> None:
         self._sent_bytes += count_bytes
@@ -130,10 +137,12 @@ class FoldSink(_Sink):
         headers["content-type"] = JSON_TYPE
         body = msgspec.json.encode(answer.reader.completion(answer.price))
         self._exchange.respond(200, headers, body)
+        self.detach()
 
     def fail(self, error: ApiError) -> None:
         """Answer with an error."""
         self.respond_error(error)
+        self.detach()
 
 
 def route_headers(route: Route) -> dict[str, str]:

@@ -20,7 +20,7 @@ import trio
 from p2p import limits
 from p2p.clock import WallClock
 from p2p.errors import RemoteProtocolError
-from p2p.receipts.cost import TOKENS_PER_MTOK, ceil_div, increment_micros, prompt_tokens_max
+from p2p.receipts.cost import TOKENS_PER_MTOK, increment_micros
 from p2p.receipts.messages import ALLOWANCE, VOUCHER, Allowance, Quote
 from p2p.receipts.wallet import HostAccount
 from p2p.signing import SecretKey, Signed, sealed, unseal
@@ -59,6 +59,7 @@ UNREACHABLE_RETRY_NS = 2 * limits.SECOND_NS
 HOST_REFUSED_RETRY_NS_MIN = 2 * limits.SECOND_NS  # doubles with each refusal in a row
 HOST_REFUSED_RETRY_NS_MAX = 10 * limits.MINUTE_NS
 HOST_REFUSALS_COUNT_MAX = 3  # then another allowance is tried; the refused one stays reserved
+_FUNDED = (Funding.READY, "")
 _HKDF_SALT = b"sparewatt/wallet/1"
 
 
@@ -99,10 +100,10 @@ def wallet_key(seed: bytes, network_id: NetworkId, host: PeerId) -> SecretKey:
 def bound_micros(quote: Quote, *, body_bytes: int, output_tokens: int) -> int:
     """Return the most that a request can cost."""
     product = (
-        prompt_tokens_max(body_bytes) * quote.price_in_micros_per_mtok
+        (body_bytes + limits.TEMPLATE_TOKENS_MAX) * quote.price_in_micros_per_mtok
         + output_tokens * quote.price_out_micros_per_mtok
-    )
-    return max(quote.minimum_micros, ceil_div(product, TOKENS_PER_MTOK))
+    )  # as many prompt tokens as cost.prompt_tokens_max has it
+    return max(quote.minimum_micros, -(-product // TOKENS_PER_MTOK))
 
 
 def start_micros(quote: Quote, *, body_bytes: int) -> int:
@@ -152,9 +153,14 @@ class Purse:
 
     def left_micros(self) -> int:
         """Return what no open request has reserved."""
-        if self.current is None:
+        current = self.current
+        if current is None:
             return 0
-        return self.account.headroom_micros(self.allowance_id) - self.reserved_micros
+        return self.account.headroom_micros(current.value.allowance_id) - self.reserved_micros
+
+    def release(self, request_id: RequestId) -> None:
+        """Let go of what was set aside; what is owed by now stands in the account."""
+        self.reserved_micros -= self.reserved.pop(request_id, 0)
 
     def is_live(self, wall_ns: int) -> bool:
         """Return whether new requests may name the allowance."""
@@ -198,11 +204,20 @@ class Wallet:
         """Return all purses."""
         return tuple(self._purses.values())
 
-    def funding(self, host: PeerId, quote: Quote, *, body_bytes: int) -> tuple[Funding, str]:
-        """Return whether a request of this size could begin at a host now, and else why not."""
+    def funding(
+        self, host: PeerId, quote: Quote, *, body_bytes: int, wall_ns: int
+    ) -> tuple[Funding, str]:
+        """Return whether a request of this size could begin at a host now, and else why not.
+
+        Args:
+            host: The host.
+            quote: At whose prices.
+            body_bytes: Length of its body.
+            wall_ns: Wall clock.
+        """
         if quote.is_free:
-            return Funding.READY, ""
-        purse = self.purse(host)
+            return _FUNDED
+        purse = self._purses.get(host) or self.purse(host)
         if purse.refused_until_ns and _mono_ns() < purse.refused_until_ns:
             return Funding.UNAVAILABLE, purse.detail
         need = start_micros(quote, body_bytes=body_bytes)
@@ -211,8 +226,8 @@ class Wallet:
                 f"it needs {need} micro-dollars in advance; one host gets at most "
                 f"{ALLOWANCE_MICROS_MAX}"
             )
-        if purse.is_live(self.clock()) and purse.left_micros() >= need:
-            return Funding.READY, ""
+        if purse.left_micros() >= need and purse.is_live(wall_ns):
+            return _FUNDED
         if purse.ordered_micros:
             return Funding.FETCHING, ""
         if purse.trouble is not None and _mono_ns() < purse.retry_at_ns:
@@ -225,7 +240,7 @@ class Wallet:
         """Set aside what a request needs; return the allowance to name; order more if it is low."""
         if quote.is_free:
             return NO_ALLOWANCE
-        purse = self.purse(host)
+        purse = self._purses.get(host) or self.purse(host)
         need = start_micros(quote, body_bytes=body_bytes)
         purse.reserved[request_id] = need
         purse.reserved_micros += need
@@ -233,9 +248,8 @@ class Wallet:
         return purse.allowance_id
 
     def release(self, host: PeerId, request_id: RequestId) -> None:
-        """Let go of what was set aside; what is owed by now stands in the account."""
-        purse = self.purse(host)
-        purse.reserved_micros -= purse.reserved.pop(request_id, 0)
+        """Let go of what was set aside; see the purse's."""
+        self.purse(host).release(request_id)
 
     def top_up(self, purse: Purse, wanted_micros: int = 0) -> None:
         """Order a raise if less than half of the allowance, or less than wanted, is left."""

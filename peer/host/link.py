@@ -101,6 +101,7 @@ class HostLink:
 
     def __init__(self, server: LinkServer, link: Link) -> None:
         self._server = server
+        self.now_ns = server.now_ns
         self.link = link
         self.session = Session(Role.HOST, network_id=server.network_id, now_ns=_monotonic_ns())
         self.requests: dict[int, ServedRequest] = {}
@@ -427,10 +428,6 @@ class HostLink:
             _LOG.warning("a cosignature was not taken: %s", problem)
 
     # -- requests (RequestOwner) ---------------------------------------------------------------
-
-    def now_ns(self) -> int:
-        """Return the wall clock."""
-        return self._server.now_ns()
 
     def start_engine(self, request: ServedRequest) -> EngineCall:
         """Give the prepared body to the engine."""

@@ -59,6 +59,9 @@ def offer_model(
 
 def find_offered(offered: Sequence[OfferedModel], model_id: str) -> OfferedModel | None:
     """Return the offer of a model, whatever the case of its id; None if there is none."""
+    for each in offered:
+        if each.offer.model_id == model_id:  # as we spell it ourselves, nearly always
+            return each
     wanted = model_key(model_id)
     for each in offered:
         if model_key(each.offer.model_id) == wanted:

@@ -187,6 +187,11 @@ class ServedRequest:
         self.owner.held_for_money(self)
         return True
 
+    def begin(self) -> bool:
+        """Record the prompt if it may be computed at once; return whether: then let it run."""
+        origin = self.origin
+        return origin.account.customer.begin(origin.request.request_id, self.prompt_tokens)
+
     def may_start(self) -> bool:
         """Return whether the money allows prefill now."""
         customer = self.origin.account.customer
@@ -199,12 +204,17 @@ class ServedRequest:
                 self.origin.channel, slots_free=slots_free, queued_before=queued_before
             )
 
-    def run(self) -> None:
-        """Begin: from here on the prompt is owed. The caller gave it a slot."""
+    def run(self, *, is_recorded: bool = False) -> None:
+        """Begin: from here on the prompt is owed. The caller gave it a slot.
+
+        Args:
+            is_recorded: Whether ``begin`` has recorded the prompt.
+        """
         self.phase = Phase.RUNNING
         self.started_at_ns = self.owner.now_ns()
         self.owner.session.started(self.origin.channel, prompt_tokens=self.prompt_tokens)
-        self._record(0)
+        if not is_recorded:
+            self._record(0)
         self._call = self.owner.start_engine(self)
 
     # -- the engine's answer (EngineSink) ------------------------------------------------------

@@ -74,11 +74,11 @@ class HostServer:
         self.is_stopping = False
         self.clock_offset_ns: int | None = None
         self.on_change: Callable[[], None] = lambda: None
-        self._clock = clock
+        self.now_ns = clock
         self._rng = rng
         self._quotes = QuoteBook(books.key, config.network.network_id)
         self._shown: frozenset[Offer] = frozenset()
-        self._settled = trio.Event()
+        self._settled: trio.Event | None = None
         fleet.on_change = self.member_changed
         fleet.on_end = self._end_member
 
@@ -88,10 +88,6 @@ class HostServer:
     def network_id(self) -> NetworkId:
         """Our network."""
         return self.config.network.network_id
-
-    def now_ns(self) -> int:
-        """Return the wall clock."""
-        return self._clock()
 
     @property
     def open_requests(self) -> int:
@@ -112,7 +108,8 @@ class HostServer:
             withheld=self.fleet.withheld,
             has_keys=bool(self.books.settlement_keys) or self.fleet.is_free,
         )
-        return host_state(now, engine_detail=self.fleet.detail, open_requests=self.open_requests)
+        open_requests = self.open_requests if self.is_drained else 0  # nobody asks for it else
+        return host_state(now, engine_detail=self.fleet.detail, open_requests=open_requests)
 
     @property
     def offered(self) -> tuple[OfferedModel, ...]:
@@ -300,7 +297,7 @@ class HostServer:
             context_tokens = request.origin.context_tokens
             if request.prompt_tokens >= context_tokens:
                 self._refuse_length(request, context_tokens)
-            elif not request.ask_payment():
+            elif not (self._runs_at_once(request) or request.ask_payment()):
                 self.prompt_paid(request)
             request.owner.flush()
 
@@ -312,13 +309,31 @@ class HostServer:
         code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
         request.refuse(ErrorInfo(code=code, message=message, param="messages"))
 
+    def _runs_at_once(self, request: ServedRequest) -> bool:
+        """Let a request run now, if nothing speaks against it, as nearly always.
+
+        That it has started says that it was accepted.
+        """
+        member = request.origin.member
+        queue = member.queue
+        may_run = (
+            queue.busy < queue.slots
+            and not queue.waiting
+            and member.engine.state is EngineState.READY
+            and not request.origin.account.customer.is_stranger
+            and request.begin()
+        )
+        if may_run:
+            queue.take()
+            self._run(request, is_recorded=True)
+        return may_run
+
     def prompt_paid(self, request: ServedRequest) -> None:
         """Put a request into the line for a slot, or let it run at once."""
         request.phase = Phase.WAITING
         queue = request.origin.member.queue
         slots_free = queue.free
         if slots_free and not queue.waiting and self._may_run(request):
-            request.accepted(slots_free=slots_free, queued_before=0)
             queue.take()
             self._run(request)
             return
@@ -337,9 +352,9 @@ class HostServer:
         while (request := member.queue.next_ready(self._may_run)) is not None:
             self._run(request)
 
-    def _run(self, request: ServedRequest) -> None:
+    def _run(self, request: ServedRequest, *, is_recorded: bool = False) -> None:
         request.has_slot = True
-        request.run()
+        request.run(is_recorded=is_recorded)
         request.owner.flush()
 
     def _may_run(self, request: ServedRequest) -> bool:
@@ -474,14 +489,15 @@ class HostServer:
             if member.queue.waiting:  # not from inside the request that ends
                 self.loop.call_later(0, lambda: self._pump_member(member))
         member.over(request, took_ms)
-        if not self.open_requests:
+        if self._settled is not None and not self.open_requests:
             self._settled.set()
 
     async def wait_idle(self) -> None:
         """Wait until no request is open."""
         while self.open_requests:
-            self._settled = trio.Event()
+            self._settled = self._settled or trio.Event()
             await self._settled.wait()
+            self._settled = None
 
 
 def _pauses(holds: Sequence[Hold]) -> bool:

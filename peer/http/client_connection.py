@@ -46,17 +46,27 @@ class Wait(enum.Enum):
     BODY = "body"
     NOTHING = "nothing"
 
+    __hash__ = object.__hash__  # Enum's own is a function in Python
+
+
+_READING = READABLE | PEER_CLOSED
+
+
+_READ_ONLY = frozenset((Wait.HEAD, Wait.BODY, Wait.NOTHING))
+
 
 class _ResponseReader:
     """Parses one connection's answers; tells status, fields, body, end."""
 
     def __init__(self, header_bytes_max: int) -> None:
         self._header_bytes_max = header_bytes_max
+        self.ended = self.keep_alive = False
         self.start()
 
     def start(self) -> None:
         """Get ready for the next answer."""
-        self._parser = httptools.HttpResponseParser(self)
+        if not (self.ended and self.keep_alive):  # else llhttp is ready for it, too
+            self._parser = httptools.HttpResponseParser(self)
         self.status = 0
         self.headers: dict[str, str] = {}
         self.body: list[bytes] = []
@@ -94,8 +104,10 @@ class _ResponseReader:
 
     # -- called by httptools ---------------------------------------------------------------------
     def on_message_begin(self) -> None:
-        """Forget an interim answer."""
-        if not self.ended:
+        """Forget an interim answer; what follows the answer itself was not asked for."""
+        if self.ended:
+            self.keep_alive = False
+        else:
             self.headers = {}
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -105,17 +117,20 @@ class _ResponseReader:
 
     def on_headers_complete(self) -> None:
         """Note the status, unless it is an interim one."""
+        if self.ended:
+            return
         self.status = self._parser.get_status_code()
         self.head_done = self.status >= _FINAL_STATUS_MIN
         self.keep_alive = self._parser.should_keep_alive()
 
     def on_body(self, data: bytes) -> None:
         """Keep a piece."""
-        self.body.append(data)
+        if not self.ended:
+            self.body.append(data)
 
     def on_message_complete(self) -> None:
         """Note the end. Keep-alive is asked here: llhttp forgets it right after."""
-        if self.head_done:
+        if self.head_done and not self.ended:
             self.ended = True
             self.keep_alive = self._parser.should_keep_alive()
 
@@ -228,7 +243,8 @@ class ClientConnection:
     def _await(self, wait: Wait) -> None:
         self._wait = wait
         self._set_deadline(self._patience_s[wait])
-        self._watch()
+        if not (self._mask == _READING and self._reads and wait in _READ_ONLY):
+            self._watch()
 
     def _watch(self) -> None:
         """Ask epoll for what is wanted now; a paused socket is taken out, or its end would spin."""
@@ -318,10 +334,12 @@ class ClientConnection:
         complaint = reader.feed(data)
         call = self._call
         if reader.head_done and not head_was_done and call is not None:
-            self._await(Wait.BODY)
+            if not reader.ended:
+                self._await(Wait.BODY)
             call.head_came(reader.status, reader.headers)
         if reader.body and self._call is not None:
-            self._set_deadline(self._limits.idle_s)
+            if head_was_done and not reader.ended:
+                self._set_deadline(self._limits.idle_s)
             self._call.body_came(reader.take_body())
         if self._call is None or self._closed:
             return

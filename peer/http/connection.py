@@ -35,6 +35,8 @@ class Handler(Protocol):
 class Phase(enum.Enum):
     """What a connection waits for, which decides how long it may take, and who gives way."""
 
+    __hash__ = object.__hash__  # Enum's own is a function in Python
+
     IDLE = enum.auto()
     HEAD = enum.auto()
     BODY = enum.auto()
@@ -42,6 +44,22 @@ class Phase(enum.Enum):
     BRAKED = enum.auto()  # answered, but the answer is held back
     SENDING = enum.auto()
     LINGERING = enum.auto()  # over; what still comes is thrown away
+
+
+_READING = READABLE | PEER_CLOSED
+
+
+def patience_s(limits: HttpLimits) -> dict[Phase, float]:
+    """Return how long each phase may last."""
+    return {
+        Phase.IDLE: limits.idle_s,
+        Phase.HEAD: limits.header_s,
+        Phase.BODY: limits.body_s,
+        Phase.WORKING: math.inf,
+        Phase.BRAKED: math.inf,
+        Phase.SENDING: limits.send_stall_s,
+        Phase.LINGERING: limits.linger_s,
+    }
 
 
 class ConnectionOwner(Protocol):
@@ -54,6 +72,10 @@ class ConnectionOwner(Protocol):
     @property
     def limits(self) -> HttpLimits:
         """The bounds."""
+
+    @property
+    def patience_s(self) -> dict[Phase, float]:
+        """How long each phase may last."""
 
     @property
     def handler(self) -> Handler:
@@ -98,6 +120,7 @@ class Connection:
         self._owner = owner
         self._loop = owner.loop
         self._limits = owner.limits
+        self._patience_s = owner.patience_s
         self._socket = sock
         self._parser = RequestParser(owner.limits)
         self._outbox = Outbox(sock)
@@ -106,7 +129,7 @@ class Connection:
         self._state = _State.OPEN
         self._advancing = False
         self._broken = False
-        self._mask = READABLE | PEER_CLOSED
+        self._mask = _READING
         self._phase = Phase.HEAD  # nothing came yet, but it should: it gives way after the idle
         self._deadline = math.inf
         self._timer: Timer | None = None
@@ -144,8 +167,10 @@ class Connection:
         if not data:
             return self.abort()
         if self._state is _State.OPEN:
-            found = self._parser.feed(data)
-            self._count_body(self._parser.waiting_bytes)
+            parser = self._parser
+            found = parser.feed(data)
+            if parser.in_body or self._body_bytes:
+                self._count_body(parser.waiting_bytes)
             self._take(found)
         return None
 
@@ -160,9 +185,10 @@ class Connection:
 
     def _take(self, found: list[Parsed]) -> None:
         room = self._limits.pipelined_max - len(self._waiting)
-        self._waiting.extend(found[:room])
         if len(found) > room:  # the client must send the others again: RFC 9112, 9.3.2
+            found = found[:room]
             self._state = _State.LAST
+        self._waiting += found
         if not self._waiting and self._exchange is None and self._parser.take_continue():
             self.send(CONTINUE)
         self._advance()
@@ -186,19 +212,18 @@ class Connection:
         self._advancing = True
         served_count = 0
         try:
-            while self._can_take_next() and served_count < SERVED_PER_TURN_MAX:
+            while self._waiting and self._can_take_next() and served_count < SERVED_PER_TURN_MAX:
                 served_count += 1
                 self._serve(self._waiting.popleft())
         finally:
             self._advancing = False
-        if self._can_take_next():
+        if self._waiting and self._can_take_next():
             self._loop.call_later(0, self._advance)
         self._rest()
 
     def _can_take_next(self) -> bool:
         return (
-            bool(self._waiting)
-            and self._exchange is None
+            self._exchange is None
             and not self._outbox.pending_bytes
             and not self._broken
             and self._state in (_State.OPEN, _State.LAST)
@@ -227,6 +252,8 @@ class Connection:
 
     def _rest(self) -> None:
         """Settle what to wait for, now that nothing more can be done."""
+        if self._phase is Phase.WORKING and self._is_waiting_for_handler():
+            return None
         if self._broken or self._state in (_State.CLOSED, _State.LINGERING):
             return
         phase = self._current_phase()
@@ -235,12 +262,25 @@ class Connection:
             return self._linger()
         self._enter(phase)
         self._watch(reads=self._wants_more(), writes=phase is Phase.SENDING)
+        return None
+
+    def _is_waiting_for_handler(self) -> bool:
+        """Return whether all is as it mostly is while a request is in work."""
+        return (
+            self._exchange is not None
+            and self._mask == _READING
+            and not self._waiting
+            and self._parser.is_between
+            and self._state is _State.OPEN
+            and not (self._outbox.pending_bytes or self._broken)
+            and self._braked is None
+        )
 
     def _enter(self, phase: Phase) -> None:
         if phase is not self._phase:
             self._owner.phase_changed(self, self._phase, phase)
             self._phase = phase
-            self._set_deadline(self._allowed_s(phase))
+            self._set_deadline(self._patience_s[phase])
 
     def _current_phase(self) -> Phase:
         if self._braked is not None:
@@ -272,18 +312,6 @@ class Connection:
             if self._timer is not None:
                 self._timer.cancel()
             self._arm(min(seconds, self._limits.idle_s))
-
-    def _allowed_s(self, phase: Phase) -> float:
-        limits = self._limits
-        return {
-            Phase.IDLE: limits.idle_s,
-            Phase.HEAD: limits.header_s,
-            Phase.BODY: limits.body_s,
-            Phase.WORKING: math.inf,
-            Phase.BRAKED: math.inf,
-            Phase.SENDING: limits.send_stall_s,
-            Phase.LINGERING: limits.linger_s,
-        }[phase]
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -121,6 +121,7 @@ class Exchange:
             self._leave(data)
 
     def _leave(self, data: bytes) -> None:
+        self.on_hang_up = self.on_sent = None  # whoever they belong to holds us, too
         self._carrier.send(data)
         self._carrier.exchange_ended(keep_alive=self._keep_alive)
 
@@ -205,6 +206,7 @@ class Exchange:
             self._open = False
             carrier.send(self._frame(data))
             carrier.exchange_ended(keep_alive=self._keep_alive)
+            self.on_hang_up = self.on_sent = None  # whoever they belong to holds us, too
             return
         carrier.send(self._frame(data))
         if not data:
@@ -244,5 +246,6 @@ class Exchange:
             self._gone = True
             self._written.clear()
             self._written_bytes = 0
-            if self.on_hang_up is not None:
-                self.on_hang_up()
+            on_hang_up, self.on_hang_up, self.on_sent = self.on_hang_up, None, None
+            if on_hang_up is not None:
+                on_hang_up()

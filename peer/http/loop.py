@@ -31,6 +31,7 @@ EventCallback = Callable[[int], None]
 """Gets the epoll mask; must check by ``recv`` or ``send``, since a mask may be stale."""
 Action = Callable[[], None]
 
+_SECOND_NS = 1_000_000_000
 _TIMERS_COMPACTED_MIN = 64  # below this many dead timers the heap is left alone
 _GATHER_EVENTS_MIN = 4  # a turn with fewer is no reason to let the next one wait
 
@@ -70,7 +71,8 @@ class Turn:
     def __enter__(self) -> None:
         loop = self._loop
         if not loop._depth:  # noqa: SLF001 - one mechanism in two classes
-            loop._turn_s = trio.current_time()  # noqa: SLF001 - as above
+            loop._turn_s = now_s = trio.current_time()  # noqa: SLF001 - as above
+            loop._turn_ns = int(now_s * _SECOND_NS)  # noqa: SLF001 - as above
         loop._depth += 1  # noqa: SLF001 - as above
 
     def __exit__(self, *exc: object) -> None:
@@ -108,6 +110,7 @@ class Loop:
         self._depth = 0
         self._turn = Turn(self)
         self._turn_s = 0.0
+        self._turn_ns = 0
         self._wait_scope: trio.CancelScope | None = None
 
     # -- sockets --------------------------------------------------------------------------------
@@ -151,6 +154,10 @@ class Loop:
     def now(self) -> float:
         """Return trio's monotonic time in seconds; within a turn, that of its begin."""
         return self._turn_s if self._depth else trio.current_time()
+
+    def now_ns(self) -> int:
+        """Return the same in whole nanoseconds."""
+        return self._turn_ns if self._depth else int(trio.current_time() * _SECOND_NS)
 
     def call_later(self, seconds: float, action: Action) -> Timer:
         """Run ``action`` once, ``seconds`` from now, inside a turn."""

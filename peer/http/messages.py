@@ -22,6 +22,19 @@ _STATUS_LINES = {
 }
 
 
+class Head:
+    """What the requests of one connection share whose heads are the same but for the length.
+
+    Attributes:
+        note: For the handler, which may keep here what it found out about the head.
+    """
+
+    __slots__ = ("note",)
+
+    def __init__(self) -> None:
+        self.note: object = None
+
+
 class HttpRequest(msgspec.Struct, frozen=True):
     """One request, whole.
 
@@ -35,6 +48,7 @@ class HttpRequest(msgspec.Struct, frozen=True):
         body: All of it, at most ``HttpLimits.body_bytes_max``.
         keep_alive: Whether the client wants to go on using the connection.
         chunks_allowed: Whether the client understands chunked coding (HTTP/1.1).
+        head: Everything but the body and its length, if the connection may send the same again.
     """
 
     method: str
@@ -44,6 +58,7 @@ class HttpRequest(msgspec.Struct, frozen=True):
     body: bytes
     keep_alive: bool = True
     chunks_allowed: bool = True
+    head: Head | None = None
 
 
 class Refusal(msgspec.Struct, frozen=True):

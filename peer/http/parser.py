@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from peer.http.known_head import KnownHead, learn
 from peer.http.limits import HttpLimits
 from peer.http.messages import HttpRequest, Refusal
 
@@ -49,6 +50,7 @@ class RequestParser:
         self._limits = limits
         self._found: list[Parsed] = []
         self._ended = False
+        self._known: KnownHead | None = None
         self._start()
 
     def _start(self) -> None:
@@ -90,6 +92,23 @@ class RequestParser:
 
     def feed(self, data: bytes) -> list[Parsed]:
         """Return what these bytes complete; after a refusal, nothing more ever comes."""
+        if self._fed_bytes or self._ended:
+            return self._parse(data)
+        known = self._known  # llhttp is between two messages, and nothing waits in it
+        again = None if known is None else known.match(data)
+        return [again] if again is not None else self._parse_fresh(data)
+
+    def _parse_fresh(self, data: bytes) -> list[Parsed]:
+        """Parse what begins a message; know its head from now on, if that was all."""
+        found = self._parse(data)
+        first = found[0] if len(found) == 1 else None
+        if isinstance(first, HttpRequest) and not (self._fed_bytes or self._ended):
+            self._known = learn(data, first, self._limits)
+            if self._known is not None:
+                return [self._known.request]
+        return found
+
+    def _parse(self, data: bytes) -> list[Parsed]:
         while data and not self._ended:
             self._fed_bytes += len(data)
             data = self._feed_parser(data)

@@ -12,7 +12,7 @@ from pathlib import Path
 import trio
 
 from peer.http.brake import Brake
-from peer.http.connection import Connection, Handler, Phase
+from peer.http.connection import Connection, Handler, Phase, patience_s
 from peer.http.errors import ListenError
 from peer.http.limits import (
     ACCEPT_RETRY_S,
@@ -55,6 +55,7 @@ class HttpServer:
         self.loop = loop
         self.handler = handler
         self.limits = limits or HttpLimits()
+        self.patience_s = patience_s(self.limits)
         self.brake = Brake()
         self._wall_clock = wall_clock
         self._date_second = -1

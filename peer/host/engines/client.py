@@ -82,17 +82,17 @@ class HttpEngineClient:
         limits = ClientLimits(head_s=timeouts.head_s, idle_s=timeouts.token_s)
         self._client = EngineClient(loop, target, limits)
         self._loop = loop
-        self._token_s = timeouts.token_s
         self._headers = {"content-type": "application/json"}
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
         self._chat_head = self._client.open_head("POST", chat_path, self._headers)
         self._count_path = count_path
         self._small: dict[_SmallAnswer, None] = {}
+        self._watchdog = _Watchdog(loop, timeouts.token_s)
 
     def start(self, body: bytes, sink: EngineSink) -> EngineCall:
         """Ask for an answer as an event stream."""
-        answer = _Answer(sink, self._loop, self._token_s)
+        answer = _Answer(sink, self._loop, self._watchdog)
         answer.call = self._client.post_to(self._chat_head, body, answer)
         return answer
 
@@ -127,6 +127,37 @@ class HttpEngineClient:
             answer.give_up()
 
 
+class _Watchdog:
+    """One timer for all answers of an engine: none of them may be silent for too long."""
+
+    def __init__(self, loop: Loop, token_s: float) -> None:
+        self._loop = loop
+        self._token_s = token_s
+        self._watched: dict[_Answer, None] = {}
+        self._timer: Timer | None = None
+
+    def watch(self, answer: "_Answer") -> None:
+        """Look after an answer, which is alive now; later ones are due later."""
+        self._watched[answer] = None
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._token_s, self._look)
+
+    def leave(self, answer: "_Answer") -> None:
+        """Look after it no more; harmless if it was not watched."""
+        self._watched.pop(answer, None)
+
+    def _look(self) -> None:
+        self._timer = None
+        now_s = self._loop.now()
+        silent = [each for each in self._watched if each.silent_s(now_s) >= self._token_s]
+        for answer in silent:
+            self.leave(answer)
+            answer.give_up()
+        longest_s = max((each.silent_s(now_s) for each in self._watched), default=None)
+        if longest_s is not None and self._timer is None:
+            self._timer = self._loop.call_later(self._token_s - longest_s, self._look)
+
+
 class _Answer:
     """One streamed answer: checks the head, passes the body on, explains what went wrong.
 
@@ -134,14 +165,13 @@ class _Answer:
     never idle; here only events count as life.
     """
 
-    def __init__(self, sink: EngineSink, loop: Loop, token_s: float) -> None:
+    def __init__(self, sink: EngineSink, loop: Loop, watchdog: _Watchdog) -> None:
         self._sink = sink
         self._loop = loop
-        self._token_s = token_s
+        self._watchdog = watchdog
         self._status = 0
         self._refusal = bytearray()
         self._alive_s = loop.now()
-        self._watchdog: Timer | None = None
         self._is_paused = False
         self.call: EngineCall | None = None
 
@@ -149,7 +179,7 @@ class _Answer:
 
     def abort(self) -> None:
         """Make the engine stop."""
-        self._unwatch()
+        self._watchdog.leave(self)
         if self.call is not None:
             self.call.abort()
 
@@ -172,7 +202,7 @@ class _Answer:
         is_stream = headers.get("content-type", "").startswith("text/event-stream")
         self._status = status if status != HTTPStatus.OK or is_stream else 0
         self._alive_s = self._loop.now()
-        self._watch(self._token_s)
+        self._watchdog.watch(self)
 
     def on_body(self, data: bytes) -> None:
         if self._status == HTTPStatus.OK:
@@ -183,32 +213,25 @@ class _Answer:
             self._refusal += data
 
     def on_end(self) -> None:
-        self._unwatch()
+        self._watchdog.leave(self)
+        self.call = None  # it holds us, too
         if self._status == HTTPStatus.OK:
             self._sink.ended()
         else:
             self._sink.failed(failure_of_answer(self._status, bytes(self._refusal)))
 
     def on_error(self, error: EngineError) -> None:
-        self._unwatch()
+        self._watchdog.leave(self)
         self._sink.failed(failure_of_error(error))
 
     # -- the watchdog: one timer that looks, rather than one that every token moves --------------
 
-    def _watch(self, seconds: float) -> None:
-        self._watchdog = self._loop.call_later(seconds, self._look)
+    def silent_s(self, now_s: float) -> float:
+        """Return for how long the engine has said nothing though it may."""
+        return 0.0 if self._is_paused else now_s - self._alive_s
 
-    def _unwatch(self) -> None:
-        watchdog, self._watchdog = self._watchdog, None
-        if watchdog is not None:
-            watchdog.cancel()
-
-    def _look(self) -> None:
-        self._watchdog = None
-        silent_s = 0.0 if self._is_paused else self._loop.now() - self._alive_s
-        if silent_s < self._token_s:
-            self._watch(self._token_s - silent_s)
-            return
+    def give_up(self) -> None:
+        """End an answer of an engine that hangs."""
         if self.call is not None:
             self.call.abort()
         code, message = _FAILURES[EngineErrorKind.IDLE_TIMEOUT]

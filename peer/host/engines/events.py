@@ -115,9 +115,13 @@ class EventSplitter:
 
 def _parse_block(block: bytes) -> AnswerEvent | None:
     """Return the event of a block of lines, or None if it brings nothing of the answer."""
-    payload = _payload_of(block)
-    if payload is None:
-        return None
+    if block.startswith(_DATA) and b"\n" not in block:  # nearly all are
+        payload = block[len(_DATA) :].strip(b" ")
+    else:
+        lines = _payload_of(block)
+        if lines is None:
+            return None
+        payload = lines
     if len(payload) + 8 > EVENT_BYTES_MAX:
         raise EngineGarbageError(f"an event of {len(payload)} bytes")
     if payload == _DONE:
@@ -146,8 +150,6 @@ def _parse_block(block: bytes) -> AnswerEvent | None:
 
 def _payload_of(block: bytes) -> bytes | None:
     """Return the data of one event's lines, joined as the SSE standard has it."""
-    if block.startswith(_DATA) and b"\n" not in block:  # nearly all are
-        return block[len(_DATA) :].strip(b" ")
     lines = block.strip(b"\n").split(b"\n")
     parts = [line[len(_DATA) :].strip(b" ") for line in lines if line.startswith(_DATA)]
     if not parts:

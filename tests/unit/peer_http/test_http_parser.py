@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from peer.http.limits import HttpLimits
 from peer.http.messages import HttpRequest, Refusal
@@ -85,11 +86,17 @@ REFUSED = {
 
 
 def parse_by(step_bytes: int, data: bytes, limits: HttpLimits = SMALL) -> list[Parsed]:
+    pieces = [data[start : start + step_bytes] for start in range(0, len(data), step_bytes)]
+    return parse_pieces(pieces, limits)
+
+
+def parse_pieces(pieces: list[bytes], limits: HttpLimits = SMALL) -> list[Parsed]:
+    """Return what the pieces mean; whether a head was recognised is no part of it."""
     parser = RequestParser(limits)
+    found = [each for piece in pieces for each in parser.feed(piece)]
     return [
-        found
-        for start in range(0, len(data), step_bytes)
-        for found in parser.feed(data[start : start + step_bytes])
+        structs.replace(each, head=None) if isinstance(each, HttpRequest) else each
+        for each in found
     ]
 
 
@@ -250,3 +257,61 @@ def test_parser_one_changed_byte_never_smuggles_a_second_request(
     changed[position % len(data)] = byte
     found = parse_by(1 << 20, bytes(changed))
     assert len([each for each in found if isinstance(each, HttpRequest)]) <= 1
+
+
+# -- a head that is known from before ------------------------------------------------------------
+
+ASK = b"POST /v1?a=b HTTP/1.1\r\nHost: a\r\ncontent-length: %d\r\nX-Other: %s\r\n\r\n%s"
+PIECES = [
+    *(ASK % (len(body), b"same", body) for body in (b"", b"abc", b"d" * 10, b"e" * 999)),
+    ASK % (3, b"other", b"abc"),
+    ASK % (3, b"same", b"abcd"),
+    ASK % (4, b"same", b"abc"),
+    ASK % (1001, b"same", b"f" * 1001),
+    (ASK % (3, b"same", b"abc")).replace(b": 3", b": 003"),
+    (ASK % (3, b"same", b"abc")).replace(b": 3", b":3 "),
+    (ASK % (3, b"same", b"abc")).replace(b": 3", b": 3\r\nContent-Length: 3"),
+    (ASK % (3, b"same", b"abc")).replace(b"content-length", b"Content-Length"),
+    (ASK % (3, b"same", b"abc")).replace(b": 3", b": +3"),
+    *(data for data, _ in TAKEN.values()),
+]
+
+
+def test_parser_same_head_again_is_recognised() -> None:
+    parser = RequestParser(SMALL)
+    first, second, third = (
+        parser.feed(ASK % (len(body), b"same", body))[0] for body in (b"abc", b"defgh", b"ijk")
+    )
+    assert isinstance(first, HttpRequest)
+    assert isinstance(second, HttpRequest)
+    assert isinstance(third, HttpRequest)
+    assert first.head is second.head is third.head is not None
+    assert (second.body, second.headers["content-length"]) == (b"defgh", "5")
+    assert (third.body, third.headers["content-length"]) == (b"ijk", "3")
+    assert second.path == "/v1"
+
+
+def test_parser_other_head_is_not_taken_for_the_known_one() -> None:
+    parser = RequestParser(SMALL)
+    first = parser.feed(ASK % (3, b"same", b"abc"))[0]
+    other = parser.feed(ASK % (3, b"else", b"abc"))[0]
+    assert isinstance(first, HttpRequest)
+    assert isinstance(other, HttpRequest)
+    assert other.headers["x-other"] == "else"
+    assert other.head is not first.head
+
+
+@given(
+    pieces=st.lists(st.sampled_from(PIECES), min_size=2, max_size=6),
+    index=st.integers(1, 5),
+    position=st.integers(0, 200),
+    byte=st.one_of(st.none(), st.integers(0, 255), st.sampled_from(b"\r\n 0123456789:")),
+)
+def test_parser_knowing_a_head_never_changes_what_is_found(
+    pieces: list[bytes], index: int, position: int, byte: int | None
+) -> None:
+    if byte is not None:
+        changed = bytearray(pieces[index % len(pieces)])
+        changed[position % len(changed)] = byte
+        pieces[index % len(pieces)] = bytes(changed)
+    assert parse_pieces(pieces) == parse_by(1, b"".join(pieces))
