@@ -395,7 +395,7 @@ class Customer:
         ``may_release`` and ``record`` in one step, with the prompt as it was recorded last: once
         per chunk of every answer, and mostly the cost stays the same micro-dollar.
         """
-        held = self._request(request_id)
+        held = self._open.get(request_id) or self._request(request_id)
         cost = running_cost_micros(held.quote, held.prompt_product, completion_tokens)
         if cost > held.cost_micros:
             if cost > self._cost_max(held):

@@ -473,7 +473,7 @@ class Session:
         request = state.open_host.get(channel)
         if request is None or request.mine is not HostState.STARTED or state.is_cut:
             return 0
-        return request.window_bytes
+        return request.granted_bytes + limits.WINDOW_BYTES - request.sent_bytes
 
     def send_chunk(self, channel: int, data: bytes, completion_tokens: int) -> None:
         """Send whole SSE events of the answer.

@@ -114,11 +114,15 @@ class Attempt:
         counted = reader.text_bytes - self._counted_bytes
         self._counted_bytes = reader.text_bytes
         if self.live:
-            if reader.folds and self.first_ns:
+            if not self.first_ns:
+                self._deliver(shown, len(data))
+            elif reader.folds:
                 self.last_ns = self.heard_ns
                 self.port.consumed(self.channel, len(data))  # the reader has it, nobody else waits
             else:
-                self._deliver(shown, len(data))
+                self.last_ns = self.heard_ns
+                self._credit_bytes += len(data)
+                self.owner.data(self, shown, len(data))
         else:
             self.port.consumed(self.channel, len(data))
         return counted
@@ -181,12 +185,12 @@ class Attempt:
     # -- within ----------------------------------------------------------------------------------
 
     def _deliver(self, shown: bytes, credit_bytes: int) -> None:
-        if not self.first_ns:
-            if not self.reader.has_token and self._held_bytes < HELD_BYTES_MAX:
-                self._held.append(shown)
-                self._held_bytes += credit_bytes
-                return
-            self._first_token()
+        """Pass on the first token, or hold what comes before it."""
+        if not self.reader.has_token and self._held_bytes < HELD_BYTES_MAX:
+            self._held.append(shown)
+            self._held_bytes += credit_bytes
+            return
+        self._first_token()
         self.last_ns = self.heard_ns
         self._pass_on(shown, credit_bytes)
 

@@ -28,7 +28,7 @@ from p2p.session.events import ErrorInfo, OutgoingRequest
 from p2p.types import NO_ALLOWANCE, AllowanceId, Digest, FinishReason, sha256
 from peer.host.books import Account
 from peer.host.engines.api import EngineCall, EngineFailure
-from peer.host.engines.events import AnswerEvent, EngineGarbageError, EventSplitter
+from peer.host.engines.events import EngineGarbageError, EventSplitter
 from peer.host.engines.fleet import Member
 
 BYTES_PER_TOKEN_ESTIMATE = 4  # for engines that can't count before they compute
@@ -229,12 +229,24 @@ class ServedRequest:
             self._abort_engine()
             self.failed(_GARBAGE)
             return
+        held, made_tokens, tokens_max = self._held, self._made_tokens, self.origin.tokens_max
         for event in events:
             if event.error:
                 self._abort_engine()
                 self.failed(_REPORTED)
                 return
-            self._hold(event)
+            if event.tokens:
+                self._engine_tokens += event.tokens
+                # What nobody asked for is not charged: no gateway would pay for it.
+                made_tokens = min(made_tokens + event.tokens, tokens_max)
+                self.first_token_at_ns = self.first_token_at_ns or self.owner.now_ns()
+            if event.usage is not None:
+                made_tokens = self._corrected(event.usage, made_tokens, len(event.data))
+            if event.finish is not None:
+                self._finish = event.finish
+            held.append((event.data, made_tokens))
+            self._held_bytes += len(event.data)
+        self._made_tokens = made_tokens
         if self._engine_tokens > self.origin.tokens_max + RUNAWAY_TOKENS:
             self._abort_engine()
             self.failed(_RUNAWAY)
@@ -263,22 +275,13 @@ class ServedRequest:
         self.fail(error, FinishReason.HOST_ERROR)
         self.owner.flush()
 
-    def _hold(self, event: AnswerEvent) -> None:
-        self._engine_tokens += event.tokens
-        made_tokens = self._made_tokens + event.tokens
-        if event.usage is not None:
-            self._usage = event.usage
-            delivered = self._sent_bytes + self._held_bytes + len(event.data)
-            most = completion_tokens_max(delivered, self.origin.request.choices)
-            made_tokens = max(made_tokens, min(event.usage.completion_tokens, most))
-        # What nobody asked for is not charged: no gateway would pay for it.
-        self._made_tokens = min(made_tokens, self.origin.tokens_max)
-        if event.finish is not None:
-            self._finish = event.finish
-        if not self.first_token_at_ns and event.tokens:
-            self.first_token_at_ns = self.owner.now_ns()
-        self._held.append((event.data, self._made_tokens))
-        self._held_bytes += len(event.data)
+    def _corrected(self, usage: Usage, made_tokens: int, event_bytes: int) -> int:
+        """Return the count after an event with the engine's own, which may be higher than ours."""
+        self._usage = usage
+        delivered_bytes = self._sent_bytes + self._held_bytes + event_bytes
+        most = completion_tokens_max(delivered_bytes, self.origin.request.choices)
+        counted = max(made_tokens, min(usage.completion_tokens, most))
+        return min(counted, self.origin.tokens_max)
 
     # -- releasing -----------------------------------------------------------------------------
 
@@ -295,13 +298,18 @@ class ServedRequest:
 
     def _release_all(self) -> bool:
         """Send all that is held, if nothing speaks against it; return whether nothing did."""
-        origin, tokens = self.origin, self._made_tokens
-        room = min(self.owner.session.window_bytes(origin.channel), limits.CHUNK_BYTES_MAX)
-        if self._held_bytes > room or not origin.account.customer.release(
-            origin.request.request_id, tokens
+        origin, tokens, held = self.origin, self._made_tokens, self._held
+        held_bytes = self._held_bytes
+        if (
+            held_bytes > limits.CHUNK_BYTES_MAX
+            or held_bytes > self.owner.session.window_bytes(origin.channel)
+            or not origin.account.customer.release(origin.request.request_id, tokens)
         ):
             return False
-        self._send(self._take(len(self._held)), tokens)
+        data = held[0][0] if len(held) == 1 else b"".join([event for event, _ in held])
+        held.clear()
+        self._held_bytes = 0
+        self._send(data, tokens)
         return True
 
     def _release_some(self) -> None:

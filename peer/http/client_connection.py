@@ -339,7 +339,10 @@ class ClientConnection:
             call.head_came(reader.status, reader.headers)
         if reader.body and self._call is not None:
             if head_was_done and not reader.ended:
-                self._set_deadline(self._limits.idle_s)
+                if self._timer is None:
+                    self._set_deadline(self._limits.idle_s)
+                else:  # it only moves away: the timer finds it where it is then
+                    self._deadline = self._loop.now() + self._limits.idle_s
             self._call.body_came(reader.take_body())
         if self._call is None or self._closed:
             return

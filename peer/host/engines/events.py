@@ -16,6 +16,7 @@ from p2p.types import FinishReason
 # An event travels whole, in one chunk, and must fit even when the last grant is not due yet.
 EVENT_BYTES_MAX = min(limits.CHUNK_BYTES_MAX, limits.WINDOW_BYTES - limits.WINDOW_UPDATE_BYTES)
 _DATA = b"data:"
+_DATA_OBJECT = b"data: {"
 _DONE = b"[DONE]"
 _NULL_BYTES = b"null"
 _NULL = msgspec.Raw(_NULL_BYTES)
@@ -105,6 +106,9 @@ class EventSplitter:
         Raises:
             EngineGarbageError: If an event is too long or not what an answer consists of.
         """
+        if 0 < data.find(b"\n\n") == len(data) - 2 and not self._rest and b"\r" not in data:
+            event = _parse_block(data[:-2], data)  # nearly always: one event, whole
+            return [] if event is None else [event]
         if b"\r" in data:
             data = data.replace(b"\r", b"")
         *blocks, self._rest = (self._rest + data).split(b"\n\n")
@@ -113,15 +117,21 @@ class EventSplitter:
         return [event for block in blocks if (event := _parse_block(block)) is not None]
 
 
-def _parse_block(block: bytes) -> AnswerEvent | None:
-    """Return the event of a block of lines, or None if it brings nothing of the answer."""
-    if block.startswith(_DATA) and b"\n" not in block:  # nearly all are
-        payload = block[len(_DATA) :].strip(b" ")
+def _parse_block(block: bytes, whole: bytes = b"") -> AnswerEvent | None:
+    """Return the event of a block of lines, or None if it brings nothing of the answer.
+
+    Args:
+        block: The lines.
+        whole: The same with the blank line behind it, if it is at hand.
+    """
+    if block.startswith(_DATA_OBJECT) and block.endswith(b"}") and b"\n" not in block:
+        payload = block[len(_DATA) + 1 :]  # nearly always: as we would write it ourselves
+        whole = whole or block + b"\n\n"
     else:
         lines = _payload_of(block)
         if lines is None:
             return None
-        payload = lines
+        payload, whole = lines, b"data: %b\n\n" % lines
     if len(payload) + 8 > EVENT_BYTES_MAX:
         raise EngineGarbageError(f"an event of {len(payload)} bytes")
     if payload == _DONE:
@@ -139,7 +149,7 @@ def _parse_block(block: bytes) -> AnswerEvent | None:
         if finish is None and choice.finish_reason is not None:
             finish = _FINISH_REASONS.get(choice.finish_reason, FinishReason.STOP)
     return AnswerEvent(
-        b"data: %b\n\n" % payload,
+        whole,
         tokens,
         None if event.usage is None else _usage_of(event.usage),
         finish,
