@@ -35,9 +35,6 @@ is released in that time. Every step is O(1) but those per request and per vouch
 each *price* in use once.
 """
 
-import enum
-from dataclasses import dataclass
-
 from p2p import limits
 from p2p.errors import LocalProtocolError, RemoteProtocolError
 from p2p.receipts.allowance import AllowanceTab
@@ -51,40 +48,10 @@ from p2p.receipts.cost import (
     running_cost_micros,
 )
 from p2p.receipts.messages import Allowance, Quote, Voucher
+from p2p.receipts.openings import Gate, OpenRefusal, OpenRequest
 from p2p.receipts.vouchers import VoucherCheck, VoucherOutcome
 from p2p.signing import Signed
 from p2p.types import GENESIS_HEAD, NO_ALLOWANCE, AllowanceId, Digest, PublicKey, RequestId
-
-
-class Gate(enum.Enum):
-    """Whether more may be released, and else what is missing."""
-
-    OPEN = "open"
-    UNPAID = "unpaid"
-    EXHAUSTED = "exhausted"
-
-
-class OpenRefusal(enum.Enum):
-    """Why a request is not taken; ALLOWANCE_REFUSED or UNPAID on the wire."""
-
-    UNKNOWN_ALLOWANCE = "no such allowance was shown on this session"
-    EXPIRED = "the allowance has expired"
-    EXHAUSTED = "the allowance is used up; raise it"
-    NOT_FREE = "this model has a price, and the request names no allowance"
-    REPEATED = "a request of this id is open"
-    DEFAULTED = "earlier answers were not paid for"
-
-
-@dataclass(slots=True)
-class _Open:
-    """One open request."""
-
-    tab: AllowanceTab
-    quote: Quote
-    cost_micros: int = 0
-    prompt_product: int = 0
-    completion_tokens: int = 0
-    due_until_paid_micros: int | None = None
 
 
 class Customer:
@@ -93,7 +60,7 @@ class Customer:
     def __init__(self, *, slots: int, increment_tokens: int = limits.INCREMENT_TOKENS_MIN) -> None:
         self._increments = Increments(slots=slots, base_tokens=increment_tokens)
         self._tabs: dict[AllowanceId, AllowanceTab] = {}
-        self._open: dict[RequestId, _Open] = {}
+        self._open: dict[RequestId, OpenRequest] = {}
         self._unpaid_micros = 0
         self._paid_total_micros = 0
         self._lost_before_micros = 0
@@ -251,7 +218,7 @@ class Customer:
         if refusal is not None:
             return refusal
         tab = self._free_tab(quote) if quote.is_free else self._tabs[allowance_id]
-        self._open[request_id] = _Open(tab, quote)
+        self._open[request_id] = OpenRequest(tab, quote)
         tab.open_count += 1
         self._increments.opened(quote)
         return None
@@ -487,7 +454,7 @@ class Customer:
         except KeyError:
             raise LocalProtocolError(f"no allowance {allowance_id.hex()} here") from None
 
-    def _request(self, request_id: RequestId) -> _Open:
+    def _request(self, request_id: RequestId) -> OpenRequest:
         try:
             return self._open[request_id]
         except KeyError:
@@ -500,7 +467,7 @@ class Customer:
             tab = self._tabs[NO_ALLOWANCE] = AllowanceTab(None, chain)
         return tab
 
-    def _owe(self, held: _Open, cost: int) -> None:
+    def _owe(self, held: OpenRequest, cost: int) -> None:
         """Set what a request costs so far."""
         if cost == held.cost_micros:
             return
@@ -510,7 +477,7 @@ class Customer:
         held.cost_micros = cost
         self._unpaid_micros += tab.unpaid_micros - before
 
-    def _cost_max(self, held: _Open) -> int:
+    def _cost_max(self, held: OpenRequest) -> int:
         """Return the most that a request may cost now, within the bound and its allowance."""
         tab = held.tab
         others_unpaid = self._unpaid_micros - tab.unpaid_micros
@@ -518,7 +485,7 @@ class Customer:
         covered = tab.paid_micros + self.bound_micros - others_unpaid
         return min(covered, tab.max_micros) - others_owed
 
-    def _gate(self, held: _Open, cost: int) -> Gate:
+    def _gate(self, held: OpenRequest, cost: int) -> Gate:
         # What rises by nothing needs no room, even if the bound has narrowed since.
         if cost <= held.cost_micros or cost <= self._cost_max(held):
             return Gate.OPEN

@@ -23,25 +23,24 @@ from p2p.receipts.counting import CountRefusal
 from p2p.receipts.messages import (
     CLOSE,
     COSIGNATURE,
-    QUOTE,
     RECEIPT_BATCH,
     VOUCHER,
     WALLET_PROOF,
     Quote,
-    Receipt,
     WalletProof,
 )
 from p2p.session import Role, Session, events
 from p2p.session.events import ErrorInfo, OutgoingRequest
 from p2p.signing import seal, unseal
-from p2p.types import ID_BYTES, Digest, PeerId, model_key, sha256
+from p2p.types import ID_BYTES, PeerId, sha256
 from peer.gateway.calls import ChannelOwner, Ended
 from peer.gateway.link_context import LinkContext
+from peer.gateway.link_quotes import Quotes
+from peer.gateway.link_receipts import Unbatched, other_content
 from peer.gateway.wallet import Purse
 
 LOG = logging.getLogger(__name__)
 
-QUOTE_MARGIN_NS = 30 * limits.SECOND_NS
 REASON_LENGTH_MAX = 200
 STALLED_EVERY_NS = 400_000_000
 CANCEL_NS_MAX = 30 * limits.SECOND_NS  # for the end of a request that we gave up
@@ -76,10 +75,9 @@ class HostLink:
         self._purse: Purse = context.wallet.purse(link.remote)
         self._channels: dict[int, _Channel] = {}
         self._cancelled_ns: dict[int, int] = {}
-        self._unbatched: dict[Digest, tuple[Receipt, bytes]] = {}
+        self._unbatched = Unbatched()
         self._opened_ns = context.now()
         self.heard_ns = self._opened_ns
-        self._asked_ns: dict[str, int] = {}
         self._over = False
         self._is_torn = False
         self._is_leaving = False
@@ -87,7 +85,7 @@ class HostLink:
         self._resume_ns = 0
         self.session_id = secrets.token_bytes(ID_BYTES)
         self.cut_ns: int | None = None
-        self.quotes: dict[str, Quote] = {}
+        self.quotes = Quotes(self._opened_ns)
         self.slots_free = -1
         self.slots = 0
         self.round_trip_ns: int | None = None
@@ -150,19 +148,14 @@ class HostLink:
         The live quote for a model or None, whether new requests may go out, whether the host is
         silent for too long.
         """
-        quote = self.quotes.get(model.casefold())
-        if quote is not None and quote.expires_at_ns - QUOTE_MARGIN_NS < wall_ns:
-            quote = None
+        quote = self.quotes.live(model, wall_ns)
         takes_requests, is_suspected = self._session.outlook
         is_usable = takes_requests and self.cut_ns is None and not self._over
         return quote, is_usable, is_suspected
 
     def quote(self, model: str) -> Quote | None:
         """Return the live quote for a model, or None."""
-        quote = self.quotes.get(model.casefold())
-        if quote is None or quote.expires_at_ns - QUOTE_MARGIN_NS < self._context.clock():
-            return None
-        return quote
+        return self.quotes.live(model, self._context.clock())
 
     def open(
         self,
@@ -403,16 +396,13 @@ class HostLink:
         self._context.watcher.link_ready(self)
 
     def _on_quote(self, event: events.QuoteReceived) -> None:
-        signed = unseal(QUOTE, event.envelope, network_id=self._context.network_id)
-        quote = signed.value
-        if signed.signer_id != self.peer_id or quote.host_peer_id != self.peer_id:
-            raise RemoteProtocolError("a quote that its host did not sign")
-        if quote.not_before_ns - limits.CLOCK_SKEW_NS_MAX > self._context.clock():
-            raise RemoteProtocolError("a quote from the future: check clocks")
+        self.quotes.take(
+            event.envelope,
+            network_id=self._context.network_id,
+            host=self.peer_id,
+            wall_ns=self._context.clock(),
+        )
         self.slots_free = event.slots_free
-        if len(self.quotes) >= limits.SESSION_QUOTES_MAX:
-            self.quotes.clear()
-        self.quotes[model_key(quote.model_id)] = quote
         self._context.watcher.link_ready(self)
 
     def _on_accepted(self, event: events.RequestAccepted) -> None:
@@ -497,33 +487,19 @@ class HostLink:
         # What is no receipt breaks the link; the channel stays, so that its owner hears of that.
         receipt = decode_receipt(event.receipt)
         digest = sha256(event.receipt)
-        fault = self._other_content(held, receipt)
+        fault = other_content(held.request, held.answer_hash, receipt)
         del self._channels[event.channel]
         if held.cancelled:
             self._cancelled_ns.pop(event.channel, None)
         refusal = self._purse.account.finish(
             held.request.request_id, receipt, digest=digest, is_disputed=bool(fault)
         )
-        self._keep_receipt(receipt, event.receipt, digest)
+        self._unbatched.keep(receipt, event.receipt, digest)
         self._purse.release(held.request.request_id)
         if refusal is not None and not held.refused:
             self._context.watcher.host_cheated(self, str(refusal))
         different = held.refused or (str(refusal) if refusal else fault)
         held.owner.ended(Ended(receipt, different))
-
-    def _keep_receipt(self, receipt: Receipt, body: bytes, digest: Digest) -> None:
-        self._unbatched[digest] = (receipt, body)
-        if len(self._unbatched) > limits.UNBATCHED_RECEIPTS_MAX:
-            del self._unbatched[next(iter(self._unbatched))]
-
-    def _other_content(self, held: _Channel, receipt: Receipt) -> str:
-        """Return what the receipt's hashes say against it; a dispute would fail on them."""
-        request_hash = sha256(held.request.salt, held.request.body)
-        if receipt.request_hash != request_hash:
-            return "the receipt is of another request body"
-        if receipt.answer_hash != held.answer_hash.digest():
-            return "the receipt is of another answer"
-        return ""
 
     def _forget(self, channel: int) -> None:
         del self._channels[channel]
@@ -532,7 +508,7 @@ class HostLink:
     def _on_receipts(self, event: events.ReceiptsReceived) -> None:
         batch = unseal(RECEIPT_BATCH, event.envelope, network_id=self._context.network_id)
         digests = batch.value.receipt_digests
-        receipts = [self._unbatched.pop(each) for each in digests if each in self._unbatched]
+        receipts = self._unbatched.take(digests)
         cosignature = self._purse.account.check_batch(batch)
         if cosignature is None:
             return
@@ -589,13 +565,8 @@ class HostLink:
     def _renew_quotes(self, now_ns: int) -> None:
         if not self.is_usable:
             return
-        for model in self._models:
-            quote = self.quotes.get(model_key(model))
-            left_ns = quote.expires_at_ns - self._context.clock() if quote else 0
-            asked_ns = self._asked_ns.get(model, self._opened_ns)
-            if left_ns < limits.QUOTE_RENEW_NS and now_ns - asked_ns > limits.CONNECT_NS_MAX:
-                self._asked_ns[model] = now_ns
-                self._session.ask_quote(model)
+        for model in self.quotes.ageing(self._models, now_ns, self._context.clock()):
+            self._session.ask_quote(model)
 
     def _wake(self, *, urgent: bool = False) -> None:
         if self._session.has_output and not self._over:

@@ -2,7 +2,7 @@
 
 from p2p.errors import ErrorCode
 from p2p.receipts.messages import Quote
-from p2p.receipts.tab import OpenRefusal
+from p2p.receipts.openings import OpenRefusal
 from p2p.session.events import ErrorInfo, RequestReceived
 from p2p.types import model_key
 from peer.host.engines.parameters import EngineLimits, PreparedRequest, prepare_request
@@ -36,7 +36,8 @@ def prepare(
     prepared = prepare_request(parameter_table, event.request.body, bounds)
     if isinstance(prepared, ErrorInfo):
         return prepared
-    if model_key(prepared.model_id) != model_key(quote.model_id):
+    is_named = prepared.model_id == quote.model_id
+    if not is_named and model_key(prepared.model_id) != model_key(quote.model_id):
         message = f"the request is for {prepared.model_id[:100]}, its quote is not"
         return ErrorInfo(code=ErrorCode.MODEL_NOT_FOUND, message=message, param="model")
     return prepared

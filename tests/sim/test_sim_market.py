@@ -18,8 +18,9 @@ from sim_cheats import GATEWAY_CHEATS, HOST_CHEATS
 from sim_world import Rules, SimulationFailedError, World, run_world
 
 from p2p.receipts import counting, tab
+from p2p.receipts.openings import Gate
 from p2p.receipts.purse import Purse
-from p2p.receipts.tab import Customer, Gate
+from p2p.receipts.tab import Customer
 from p2p.session import Session
 from peer.gateway import dispatch, routing
 from peer.gateway.attempt import Attempt

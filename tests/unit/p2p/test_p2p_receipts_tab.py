@@ -8,7 +8,8 @@ from p2p import limits
 from p2p.errors import LocalProtocolError, RemoteProtocolError
 from p2p.receipts.cost import Usage, increment_micros
 from p2p.receipts.messages import ALLOWANCE
-from p2p.receipts.tab import Customer, Gate, OpenRefusal
+from p2p.receipts.openings import Gate, OpenRefusal
+from p2p.receipts.tab import Customer
 from p2p.receipts.vouchers import VoucherOutcome
 from p2p.signing import Signed, sealed
 from p2p.testing import money
