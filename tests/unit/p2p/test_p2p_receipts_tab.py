@@ -3,6 +3,8 @@
 import dataclasses
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from p2p import limits
 from p2p.errors import LocalProtocolError, RemoteProtocolError
@@ -498,3 +500,51 @@ def test_link_lost_with_open_requests_is_our_bug():
     open_one(made)
     with pytest.raises(LocalProtocolError):
         made.link_lost()
+
+
+# -- begin: three steps in one -------------------------------------------------------------------
+
+
+def state_of(made: Customer) -> tuple[int, ...]:
+    return made.unpaid_micros, made.owed_micros(ALLOWANCE_ID), made.bound_micros, made.open_count
+
+
+@given(
+    earlier=st.lists(st.integers(0, 300), max_size=3),
+    paid=st.integers(0, 600),
+    prompt_tokens=st.integers(0, 400),
+    max_micros=st.sampled_from([50, 300, 20_000]),
+    slots=st.integers(1, 3),
+    completion_tokens=st.integers(0, 100),
+)
+def test_begin_is_prompt_may_start_and_record_or_nothing(
+    earlier, paid, prompt_tokens, max_micros, slots, completion_tokens
+):
+    def made_so() -> Customer | None:
+        made = customer(slots=slots, max_micros=max_micros)
+        for number, tokens in enumerate(earlier):
+            request_id = RequestId(money.id_bytes(f"earlier {number}"))
+            if made.open_request(request_id, ALLOWANCE_ID, QUOTE, now_ns=money.NOW_NS) is None:
+                made.record(request_id, Usage(tokens))
+                if number:
+                    made.finish(request_id, Usage(tokens), delivered=True)
+        if 0 < paid <= max_micros:
+            made.paid(money.voucher(1, paid))
+        refusal = made.open_request(ONE, ALLOWANCE_ID, QUOTE, now_ns=money.NOW_NS)
+        return made if refusal is None else None
+
+    at_once, by_steps = made_so(), made_so()
+    if at_once is None or by_steps is None:
+        return
+    before = state_of(at_once)
+    usage = Usage(prompt_tokens)
+    may_begin = by_steps.prompt(ONE, usage) == 0 and by_steps.may_start(ONE, usage)
+    assert at_once.begin(ONE, prompt_tokens) is may_begin
+    if may_begin:
+        by_steps.record(ONE, usage)
+        assert state_of(at_once) == state_of(by_steps)
+        later = completion_tokens
+        assert at_once.release(ONE, later) is by_steps.release(ONE, later)
+        assert state_of(at_once) == state_of(by_steps)
+    else:
+        assert state_of(at_once) == before

@@ -421,3 +421,53 @@ async def test_http_connection_serves_many_requests_in_turn(tmp_path: Path) -> N
                     assert answer.content.endswith(b"data: [DONE]\n\n")
                 else:
                     assert json.loads(answer.content)["object"] == "chat.completion"
+
+
+# -- a connection that says the same again -------------------------------------------------------
+
+
+async def read_answer(stream: trio.SocketStream) -> tuple[int, bytes]:
+    """Return status and body of an answer that has a length."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += await stream.receive_some()
+    head, _, body = data.partition(b"\r\n\r\n")
+    fields = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    while len(body) < int(fields[b"content-length"]):
+        body += await stream.receive_some()
+    return int(head.split()[1]), body
+
+
+async def test_http_same_head_again_is_served_until_its_key_is_revoked(tmp_path: Path) -> None:
+    async with open_gateway(tmp_path) as (gateway, _):
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: {gateway.url.removeprefix('http://')}\r\n"
+            f"authorization: Bearer {gateway.key}\r\ncontent-type: application/json\r\n"
+            "content-length: %d\r\n\r\n"
+        )
+
+        def ask(text: str) -> bytes:
+            body = json.dumps(
+                {"model": MODEL, "messages": [{"role": "user", "content": text}]}
+            ).encode()
+            return (head % len(body)).encode() + body
+
+        stream = await trio.open_tcp_stream("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+        with trio.fail_after(20):
+            async with stream:
+                for text in ("hello", "hello again", "and again"):
+                    await stream.send_all(ask(text))
+                    status, body = await read_answer(stream)
+                    assert (status, json.loads(body)["choices"][0]["message"]["content"]) == (
+                        200,
+                        TEXT,
+                    )
+                await stream.send_all(ask("x").replace(b'"model"', b'"modem"'))
+                status, body = await read_answer(stream)
+                assert (status, json.loads(body)["error"]["param"]) == (400, "model")
+                revoke_key(gateway.directory, gateway.key_id, now_ns=2)
+                while status != 401:
+                    await trio.sleep(0.05)
+                    await stream.send_all(ask("once more"))
+                    status, body = await read_answer(stream)
+                assert json.loads(body)["error"]["code"] == "invalid_api_key"
