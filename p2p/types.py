@@ -145,6 +145,7 @@ def peer_id_to_bytes(peer_id: str) -> bytes:
     return raw
 
 
+@functools.lru_cache(maxsize=4096)
 def peer_id_from_bytes(raw: bytes) -> PeerId:
     """Return the text of a peer id given its 38 bytes.
 

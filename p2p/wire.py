@@ -172,7 +172,7 @@ def _make_plan(
 def _reader(hint: object) -> _Converter | None:
     """Return what makes a field's value of what protobuf holds; None if it is the same."""
     if hint is PeerId:
-        return lambda raw: peer_id_from_bytes(typing.cast(bytes, raw))
+        return typing.cast(_Converter, peer_id_from_bytes)
     if typing.get_origin(hint) is tuple:
         item = _reader(typing.get_args(hint)[0])
         if item is None:
@@ -180,16 +180,21 @@ def _reader(hint: object) -> _Converter | None:
         return lambda raw: tuple(item(each) for each in typing.cast(Sequence[object], raw))
     if isinstance(hint, type):
         if issubclass(hint, enum.IntEnum):
-            return lambda raw: hint(typing.cast(int, raw))
+            return typing.cast(_Converter, _enum_reader(hint))
         if dataclasses.is_dataclass(hint):
             return lambda raw: _value_of(hint, typing.cast(Message, raw))
     return None
 
 
+def _enum_reader(hint: type[enum.IntEnum]) -> Callable[[int], enum.IntEnum]:
+    known = {member.value: member for member in hint}
+    return lambda raw: known.get(raw) or hint(raw)  # the latter raises for what it does not know
+
+
 def _writer(hint: object, nested: type[Message] | None) -> _Converter | None:
     """Return what makes what protobuf holds of a field's value; None if it is the same."""
     if hint is PeerId:
-        return lambda held: peer_id_to_bytes(typing.cast(str, held))
+        return typing.cast(_Converter, peer_id_to_bytes)
     if typing.get_origin(hint) is tuple:
         item = _writer(typing.get_args(hint)[0], nested)
         if item is None:

@@ -116,6 +116,7 @@ class StreamLink:
         self._is_urgent = False
         self._is_closing = False
         self._ended = trio.Event()
+        self._leaving = trio.Event()  # closing, or ended
         self._reason = "the node was stopped"
         self._last_write = float("-inf")
 
@@ -141,6 +142,7 @@ class StreamLink:
         """Write what waits, then end the stream; at the latest after 2 s reset it."""
         if not self._is_closing:
             self._is_closing = True
+            self._leaving.set()
             self._reason = "closed here"
             self._rouse()
 
@@ -179,6 +181,7 @@ class StreamLink:
             return
         self._reason = reason
         self._ended.set()
+        self._leaving.set()
         self._lot.unpark_all()
         if self._nap is not None:
             self._nap.cancel()
@@ -237,8 +240,7 @@ class StreamLink:
 
     async def _reap(self) -> None:
         """Tell the owner and free the stream, whatever the pumps are stuck in."""
-        while not (self._is_closing or self._ended.is_set()):
-            await self._lot.park()
+        await self._leaving.wait()
         with trio.move_on_after(_CLOSE_S_MAX):
             await self._ended.wait()
         self._end(self._reason)

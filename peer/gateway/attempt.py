@@ -116,9 +116,6 @@ class Attempt:
         if self.live:
             if not self.first_ns:
                 self._deliver(shown, len(data))
-            elif reader.folds:
-                self.last_ns = self.heard_ns
-                self.port.consumed(self.channel, len(data))  # the reader has it, nobody else waits
             else:
                 self.last_ns = self.heard_ns
                 self._credit_bytes += len(data)
