@@ -310,12 +310,8 @@ class HostServer:
         request.refuse(ErrorInfo(code=code, message=message, param="messages"))
 
     def _runs_at_once(self, request: ServedRequest) -> bool:
-        """Let a request run now, if nothing speaks against it, as nearly always.
-
-        That it has started says that it was accepted.
-        """
-        member = request.origin.member
-        queue = member.queue
+        """Let a request run now, if nothing speaks against it; that it started says the rest."""
+        member, queue = request.origin.member, request.origin.member.queue
         may_run = (
             queue.busy < queue.slots
             and not queue.waiting
