@@ -96,7 +96,8 @@ class HostServer:
 
     @property
     def state(self) -> tuple[HostState, str]:
-        """What the host does with new requests, and why."""
+        """What the host does with new requests, and why; asked for with each of them."""
+        is_ready = self.fleet.is_ready
         now = Circumstances(
             is_stopping=self.is_stopping,
             is_drained=self.is_drained,
@@ -104,12 +105,13 @@ class HostServer:
             clock_offset_ns=self.clock_offset_ns,
             clock_skew_ns_max=limits.CLOCK_SKEW_NS_MAX,
             journal_trouble=self.books.journal.trouble,
-            is_engine_ready=self.fleet.is_ready,
-            withheld=self.fleet.withheld,
+            is_engine_ready=is_ready,
+            withheld="" if is_ready else self.fleet.withheld,
             has_keys=bool(self.books.settlement_keys) or self.fleet.is_free,
         )
-        open_requests = self.open_requests if self.is_drained else 0  # nobody asks for it else
-        return host_state(now, engine_detail=self.fleet.detail, open_requests=open_requests)
+        open_requests = self.open_requests if self.is_drained or self.holds else 0
+        detail = "" if is_ready else self.fleet.detail
+        return host_state(now, engine_detail=detail, open_requests=open_requests)
 
     @property
     def offered(self) -> tuple[OfferedModel, ...]:
@@ -229,14 +231,13 @@ class HostServer:
         )
         if refused is not None:
             return account_refusal(refused)
-        tokens_max = prepared.output_tokens_max * request.choices
         return Origin(
             channel=event.channel,
             request=request,
             quote=quote,
             account=account,
             body=prepared.body,
-            tokens_max=tokens_max,
+            tokens_max=prepared.output_tokens_max * request.choices,
             context_tokens=offered.offer.context_tokens,
             received_at_ns=now_ns,
             member=member,
@@ -302,11 +303,8 @@ class HostServer:
             request.owner.flush()
 
     def _refuse_length(self, request: ServedRequest, context_tokens: int) -> None:
-        message = (
-            f"the prompt has {request.prompt_tokens} tokens; this host's context has "
-            f"{context_tokens} for prompt and answer together"
-        )
-        code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
+        has, code = request.prompt_tokens, ErrorCode.CONTEXT_LENGTH_EXCEEDED
+        message = f"the prompt has {has} tokens, this host's context {context_tokens} in all"
         request.refuse(ErrorInfo(code=code, message=message, param="messages"))
 
     def _runs_at_once(self, request: ServedRequest) -> bool:
