@@ -17,6 +17,7 @@ from peer.host.books import Books
 from peer.host.journal import Journal, StoredBatch
 from peer.settlement_client import (
     CloseOutcome,
+    Enrolled,
     ReceiptItem,
     ReceiptOutcome,
     SettlementClient,
@@ -39,6 +40,12 @@ PRUNE_S = 86_400.0
 _KEYS = "settlement_keys"
 _ACCOUNT = "account_id"
 _OWNER_TAG = "owner_tag"
+
+
+def keep_account(journal: Journal, enrolled: Enrolled) -> None:
+    """Keep which account a host belongs to, and the tag that its record shows."""
+    journal.put_meta(_ACCOUNT, enrolled.account_id.encode())
+    journal.put_meta(_OWNER_TAG, enrolled.owner_tag)
 
 
 class Settler:
@@ -198,8 +205,7 @@ class Settler:
             return True
         self._account_trouble = ""
         self.owner_tag = enrolled.owner_tag
-        self._journal.put_meta(_ACCOUNT, enrolled.account_id.encode())
-        self._journal.put_meta(_OWNER_TAG, enrolled.owner_tag)
+        keep_account(self._journal, enrolled)
         _LOG.info("this host belongs to account %s now", enrolled.account_id)
         return True
 

@@ -102,11 +102,27 @@ def init_command(**options: Unpack[InitOptions]) -> None:
             store=default_data_dir("models"),
             network_file=options["network_file"],
             model=options["model"],
-            code=read_code(options["enrol_code_file"]) or "",
+            code=_code(options["enrol_code_file"]),
             accepts_terms=options["accept_licence"],
         )
         file = set_up(console, ask, wishes)
     start_host(console, ask, file, wishes, options["start"])
+
+
+def _code(path: Path | None) -> str:
+    """Return the code in a file, or nothing if none was named.
+
+    Raises:
+        Problem: If the file holds none; nothing was asked yet.
+    """
+    from sparewatt.host_init.account import checked_code
+
+    code = read_code(path)
+    if code is None:
+        return ""
+    if not code:
+        raise Problem(f"{path} is empty", "paste a one-time code into it, or leave the flag out")
+    return checked_code(code)
 
 
 def _data_dir(config_file: Path | None, data_dir: Path | None) -> Path:

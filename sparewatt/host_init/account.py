@@ -10,9 +10,12 @@ import trio
 
 from p2p.clock import system_clock
 from p2p.errors import DataDirectoryError
-from p2p.keys import load_or_create_key, load_seed
+from p2p.keys import load_or_create_key, load_seed, lock_data_directory
 from p2p.network import NetworkInfo
 from p2p.signing import SecretKey
+from peer.host.journal import open_journal
+from peer.host.main import JOURNAL_NAME, KEY_NAME
+from peer.host.settle import keep_account
 from peer.settlement_client import (
     SettlementClient,
     SettlementError,
@@ -21,7 +24,6 @@ from peer.settlement_client import (
 )
 from sparewatt.problems import Problem
 
-KEY_NAME = "node.key"
 SETTLEMENT_SECONDS_MAX = 10.0
 ResultT = TypeVar("ResultT")
 _NOT_ENROLLED = "not_enrolled"
@@ -82,27 +84,33 @@ def checked_code(code: str) -> str:
 
 
 def enrol(network: NetworkInfo, data_dir: Path, code: str) -> str:
-    """Join this host to the account of a code; makes its key if there is none.
+    """Join this host to the account of a code; makes its key and its journal if there is none.
 
     Returns:
         The account's id.
 
     Raises:
         Problem: If settlement says no, or nothing.
+        DataDirectoryError: If a host runs on the directory.
+        JournalError: If the journal can't be used.
     """
-    key = load_or_create_key(data_dir / KEY_NAME)
+    with lock_data_directory(data_dir):
+        key = load_or_create_key(data_dir / KEY_NAME)
 
-    async def ask(client: SettlementClient) -> str:
-        return (await client.enrol(code, "host")).account_id
+        async def ask(client: SettlementClient) -> str:
+            async with open_journal(data_dir / JOURNAL_NAME) as journal:
+                enrolled = await client.enrol(code, "host")
+                keep_account(journal, enrolled)
+            return enrolled.account_id
 
-    try:
-        return _with_client(network, key, ask)
-    except SettlementRefusedError as error:
-        advice = "get a new one-time code for a host and run `sparewatt host init` again"
-        raise Problem(f"settlement did not take the code: {error}", advice) from error
-    except SettlementError as error:
-        advice = "the code is still good: run `sparewatt host init` again when it answers"
-        raise Problem(str(error), advice) from error
+        try:
+            return _with_client(network, key, ask)
+        except SettlementRefusedError as error:
+            advice = "get a new one-time code for a host and run `sparewatt host init` again"
+            raise Problem(f"settlement did not take the code: {error}", advice) from error
+        except SettlementError as error:
+            advice = "the code is still good: run `sparewatt host init` again when it answers"
+            raise Problem(str(error), advice) from error
 
 
 def _with_client(

@@ -39,7 +39,7 @@ def ask_terms(setup: Setup, served: Served, *, accepts: bool) -> Accepted:
     for line in knowledge.statement(model.model_id, model.licence).splitlines():
         setup.say(line)
     if knowledge.is_granted(model.licence):
-        setup.hint("These terms let everybody serve it; that they were shown is kept.")
+        setup.hint("These terms let everybody serve it.")
         return Accepted(model.model_id, model.licence)
     question = "  Have you read these terms, and do you accept them?"
     if accepts or setup.ask.yes(question, default=False):

@@ -10,6 +10,7 @@ from pty_kit import COLUMNS, CTRL_C, terminal
 
 from p2p.network import NetworkInfo
 from p2p.types import NetworkId, PublicKey
+from sparewatt.clients import control_api
 from sparewatt.host_file import read_host_file
 from sparewatt.host_tables import LlamacppTable
 
@@ -83,6 +84,19 @@ def test_command_without_a_terminal_says_how_to_go_on(folder: Path):
     assert not (folder / "data").exists()
 
 
+@pytest.mark.parametrize(("text", "words"), [("", "is empty"), ("hush", "no one-time code")])
+def test_code_file_without_a_code_is_refused_before_anything(text: str, words: str, folder: Path):
+    code_file = folder / "code"
+    code_file.touch(0o600)
+    code_file.write_text(text)
+    where = ["--data", str(folder / "data"), "--network", str(folder / "join.json")]
+    result = sparewatt("host", "init", "--yes", *where, "--enrol-code-file", str(code_file))
+    assert result.returncode == 1
+    assert words in result.stderr
+    assert "hush" not in result.stderr
+    assert not (folder / "data").exists()
+
+
 @pytest.mark.engine
 def test_one_command_makes_a_host_that_serves_and_belongs_to_its_owner(tmp_path: Path):
     net_dir, data, code_file = tmp_path / "net", tmp_path / "host", tmp_path / "code"
@@ -99,6 +113,8 @@ def test_one_command_makes_a_host_that_serves_and_belongs_to_its_owner(tmp_path:
         words += ["--data", str(data), "--enrol-code-file", str(code_file)]
         with running(*words):
             wait_until((data / "ready.json").exists, READY_SECONDS_MAX, "the host did not come up")
+            status = control_api("the host", str(data / "control.sock")).get("/v1/status")
+            assert "no account" not in json.dumps(status), status
             checked = sparewatt("host", "doctor", "--data", str(data), "--json")
             findings = {each["check"]: each for each in json.loads(checked.stdout)["findings"]}
             assert checked.returncode == 0, checked.stdout
