@@ -45,6 +45,7 @@ from peer.host.serve import HostServer
 from peer.host.settle import Settler
 from peer.host.status import StatusBoard
 from peer.host.steward import Steward
+from peer.host.store.digests import DIGESTS_NAME, DigestBook
 from peer.host.terms_keeper import TermsKeeper
 from peer.host.terms_status import TermsBoard
 from peer.http.loop import Loop
@@ -159,6 +160,7 @@ class _Host:
             tools.make_engine or self._make_engine,
             load_s=config.timeouts.load_s,
             gate=self._consents,
+            digester=DigestBook(config.data_dir / DIGESTS_NAME),
         )
         self._keeper = TermsKeeper(config.terms, config.data_dir, tools.run_work)
         self._asker = Asker(self._keeper)

@@ -34,8 +34,7 @@ def offer_model(
     manifest = Manifest(
         model_id=model.model_id,
         weights_sha256=Digest(model.weights_sha256),
-        # A GGUF holds weights, tokenizer and template in one file; of others we know nothing.
-        tokenizer_sha256=Digest(model.weights_sha256),
+        tokenizer_sha256=Digest(model.tokenizer_sha256),
         template_sha256=Digest(model.template_sha256),
         quantization=quantization,
         engine=model.engine,

@@ -40,7 +40,8 @@ class EngineModel:
 
     Attributes:
         name: The engine's own name of it, which may differ from the id on offer.
-        weights_sha256: Digest of the weights file, or empty if it can't be seen.
+        weights_sha256: Digest of the weights, or empty if they can't be seen; of what lies on this
+            machine the fleet fills it in, and the two after it.
         engine: ``llama.cpp``, ``vllm``, ``tgi`` or ``openai``.
         missing: What its self-test found that it can't do; requests for that are refused.
     """
@@ -53,6 +54,7 @@ class EngineModel:
     engine: str
     engine_version: str = ""
     weights_sha256: bytes = b""
+    tokenizer_sha256: bytes = b""
     template_sha256: bytes = b""
     missing: frozenset[Ability] = frozenset()
 

@@ -14,17 +14,21 @@ import enum
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import trio
 
 from p2p import limits
+from p2p.errors import SparewattError
 from p2p.types import model_key
 from peer.host.admission import SlotQueue
-from peer.host.config import ENGINES_COUNT_MAX, HostedEngine, Prices
+from peer.host.config import ENGINES_COUNT_MAX, EngineSpec, HostedEngine, Prices
 from peer.host.consents import Verdict
 from peer.host.engines.api import Engine, EngineModel, EngineState
 from peer.host.pricing import OfferedModel, offer_model
+from peer.host.store.digests import ModelDigests
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,6 +76,13 @@ class Gate(Protocol):
         """Return whether a model of an engine may be, and under which licence."""
 
 
+class Digester(Protocol):
+    """Knows the digests of models' files."""
+
+    async def digest(self, model: Path, *, template: str = "") -> ModelDigests:
+        """Return those of a model on this machine."""
+
+
 class Member(Generic[RequestT]):
     """One engine, and the requests that it has.
 
@@ -83,6 +94,9 @@ class Member(Generic[RequestT]):
         is_leaving: Whether it takes no new ones, for good.
         gone: Set once its engine has ended.
         note: What the owner should know of how it came here, or empty.
+        digests: Of its model's files, once they are known; None if it has none here.
+        is_digested: Whether they are known, or there are none. Nothing is on offer before: a
+            manifest must not change under a quote.
     """
 
     def __init__(self, hosted: HostedEngine, engine: Engine, gate: Gate, asking: Asking) -> None:
@@ -96,6 +110,8 @@ class Member(Generic[RequestT]):
         self.counting = 0
         self.is_leaving = False
         self.note = ""
+        self.digests: ModelDigests | None = None
+        self.is_digested = model_path(hosted.spec) is None
         self.changed = trio.Event()
         self.gone = trio.Event()
         self.scope = trio.CancelScope()
@@ -118,7 +134,7 @@ class Member(Generic[RequestT]):
     @property
     def offered(self) -> tuple[OfferedModel, ...]:
         """What it serves now, at the owner's prices; the same tuple as long as that is the same."""
-        if self.is_leaving:
+        if self.is_leaving or not self.is_digested:
             return ()
         models = self.engine.models
         of = (models, self.hosted, self._gate.version, self._asking.revision)
@@ -131,27 +147,33 @@ class Member(Generic[RequestT]):
         """Yield those models that may be announced, and keep why the others may not."""
         self.refusals = {}
         for model in models:
-            verdict = self._gate.judge(self.hosted, model.model_id)
-            if verdict.refusal:
-                self.refusals[model.model_id] = verdict.refusal
-                continue
             prices = self._asking.prices(model.model_id, self.hosted.prices)
             if prices is None:
                 self.refusals[model.model_id] = f"{model.model_id} is switched off by its owner"
                 continue
-            yield offer_model(
-                model,
-                prices,
-                licence=verdict.licence,
-                quantization=self.hosted.quantization,
-            )
+            verdict = self._gate.judge(replace(self.hosted, prices=prices), model.model_id)
+            if verdict.refusal:
+                self.refusals[model.model_id] = verdict.refusal
+                continue
+            quantization = self.hosted.quantization
+            if self.digests is not None:
+                model = replace(
+                    model,
+                    weights_sha256=self.digests.weights_sha256,
+                    tokenizer_sha256=self.digests.tokenizer_sha256,
+                    template_sha256=self.digests.template_sha256,
+                )
+                quantization = quantization.replace("unknown", self.digests.quantization)
+            yield offer_model(model, prices, licence=verdict.licence, quantization=quantization)
 
     @property
     def detail(self) -> str:
         """What the owner should know of it, in one sentence."""
         if self.is_leaving:
             return f"leaving; {len(self.requests)} requests are being finished"
-        refusals = self.refusals.values() if self.engine.models else ()
+        refusals = list(self.refusals.values()) if self.engine.models else []
+        if not self.is_digested:
+            refusals = ["its files are being read, to name them by their digests"]
         return "; ".join(filter(None, [self.note, *refusals, self.engine.detail]))
 
     @property
@@ -191,10 +213,18 @@ class Member(Generic[RequestT]):
 
     async def wait_outcome(self) -> bool:
         """Wait until the engine is up or has failed for the first time; return whether it is up."""
-        while self.engine.state not in (EngineState.READY, EngineState.FAILED):
+        while self.engine.state is not EngineState.FAILED and (
+            self.engine.state is not EngineState.READY or not self.is_digested
+        ):
             changed = self.changed
             await changed.wait()
         return self.engine.state is EngineState.READY
+
+
+def model_path(spec: EngineSpec) -> Path | None:
+    """Return where an engine's model lies on this machine; None if that is not for us to know."""
+    path = getattr(spec, "model", None)
+    return path if isinstance(path, Path) else None
 
 
 class Fleet(Generic[RequestT]):
@@ -214,9 +244,11 @@ class Fleet(Generic[RequestT]):
         *,
         load_s: float,
         gate: Gate,
+        digester: Digester,
     ) -> None:
         self._gate = gate
         self.asking = Asking()
+        self._digester = digester
         self._make_engine = make_engine
         self._load_s = load_s
         self._nursery: trio.Nursery | None = None
@@ -368,20 +400,35 @@ class Fleet(Generic[RequestT]):
         member = Member[RequestT](hosted, engine, self._gate, self.asking)
         self.members[hosted.name] = member
 
-        def changed() -> None:
-            member.changed.set()
-            member.changed = trio.Event()
-            self.on_change(member)
-
-        engine.on_change(changed)
+        engine.on_change(lambda: self._changed(member))
         if self._nursery is not None:
             self._nursery.start_soon(self._keep, member)
         return member
 
+    def _changed(self, member: Member[RequestT]) -> None:
+        member.changed.set()
+        member.changed = trio.Event()
+        self.on_change(member)
+
     async def _keep(self, member: Member[RequestT]) -> None:
         with member.scope:
-            await member.engine.run()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._digest, member)
+                await member.engine.run()
         member.gone.set()
+
+    async def _digest(self, member: Member[RequestT]) -> None:
+        """Read the model's files beside the engine that loads them, unless they are known."""
+        path = model_path(member.hosted.spec)
+        if path is None:
+            return
+        try:
+            template = getattr(member.hosted.spec, "template", "")
+            member.digests = await self._digester.digest(path, template=template)
+        except SparewattError as error:  # the engine will say so too, and serve nothing
+            _LOG.warning("engine %s: no digests: %s", member.name, error)
+        member.is_digested = True
+        self._changed(member)
 
     def _start_leaving(
         self, member: Member[RequestT], drain_s: float, successor: HostedEngine | None

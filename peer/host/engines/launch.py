@@ -42,7 +42,6 @@ class ChildReport(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int = 0
     threads: int = 0
     version: str = ""
-    weights_sha256: str = ""
 
 
 def report_line(report: ChildReport) -> str:

@@ -73,7 +73,6 @@ class LlamacppRecipe:
             features=FEATURES,
             engine="llama.cpp",
             engine_version=f"xllamacpp {report.version}",
-            weights_sha256=bytes.fromhex(report.weights_sha256),
         )
 
     def read_load(self, body: bytes) -> EngineLoad | None:

@@ -5,11 +5,9 @@ It serves one model on a unix socket and writes one line to its log when it is r
 shutdown waits up to 30 s for open streams and has nothing to save.
 """
 
-import hashlib
 import os
 import sys
 import threading
-from pathlib import Path
 
 import msgspec
 import xllamacpp
@@ -28,7 +26,6 @@ def main() -> int:
     try:
         parameters = _parameters(options)
         server = xllamacpp.Server(parameters)
-        digest = _file_sha256(Path(options.model))
     except (RuntimeError, OSError, ValueError) as error:
         _report(ChildReport(error=str(error)[:500] or "llama.cpp did not start"))
         return 1
@@ -36,7 +33,6 @@ def main() -> int:
         context_tokens=options.context_tokens,
         threads=parameters.cpuparams.n_threads,
         version=str(xllamacpp.__version__),
-        weights_sha256=digest,
     )
     _report(ready)
     threading.Event().wait()  # until a signal ends the process
@@ -64,11 +60,6 @@ def _parameters(options: ChildOptions) -> xllamacpp.CommonParams:
     if options.template:
         parameters.chat_template = options.template
     return parameters
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _report(report: ChildReport) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import stat
-from dataclasses import replace
 
 import pytest
 from host_kit import FREE, MODEL, PRICES, body, open_world
@@ -10,7 +9,7 @@ from test_peer_host_fleet import announced, load, open_control, quoted
 
 from p2p.errors import DataDirectoryError, ErrorCode
 from p2p.types import ModelId
-from peer.host.config import FakeSpec, HostedEngine, LlamacppSpec, OpenAiSpec
+from peer.host.config import FakeSpec, HostedEngine, OpenAiSpec
 from peer.host.consents import ConsentBook, ConsentFileError, StaleConsentError
 from peer.host.engines.fake import FakeEngine
 from peer.host.licences import How
@@ -139,10 +138,7 @@ def test_statement_is_the_same_whatever_the_case_and_digests_as_shown(tmp_path):
 async def test_model_is_announced_once_its_terms_are_accepted_and_not_before(tmp_path) -> None:
     async with open_world(tmp_path) as world, open_control(world) as control:
         world.make_engine_now = lambda hosted: FakeEngine(FakeSpec(model_id=ModelId(LLAMA)))
-        llama = replace(
-            hosting(LLAMA), spec=LlamacppSpec(model=tmp_path / "m.gguf", model_id=ModelId(LLAMA))
-        )
-        await load(control, llama)
+        await load(control, hosting(LLAMA))
         status = (await control.get("/v1/status")).json()
         assert "sparewatt models accept" in status["engines"][1]["detail"]
         assert [offer["model_id"] for offer in status["offers"]] == [MODEL]

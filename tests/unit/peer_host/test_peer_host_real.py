@@ -1,11 +1,13 @@
 """A host on real libp2p with the real llama.cpp child, seen from a gateway."""
 
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import trio
@@ -17,8 +19,9 @@ from p2p.clock import system_clock
 from p2p.errors import ErrorCode
 from p2p.net import NodeConfig, open_node
 from p2p.network import NetworkInfo
-from p2p.types import FinishReason, PeerId
+from p2p.types import FinishReason, ModelId, PeerId
 from peer.host.config import HostConfig, HostedEngine, LlamacppSpec, Ready
+from peer.host.config_values import hosted_values
 from peer.host.main import EngineStartError, HostTools, run_host
 from peer.host.sandbox.settings import SandboxKind
 
@@ -165,3 +168,59 @@ async def test_engine_that_never_starts_ends_the_host_with_a_reason(tmp_path) ->
                 ready=lambda ready: None,
                 tools=HostTools(settlement_transport=FakeSettlement(system_clock)),
             )
+
+
+async def test_real_engines_are_loaded_swapped_and_unloaded_while_the_host_serves(tmp_path) -> None:
+    second, third = ModelId("me/second"), ModelId("me/third")
+
+    def hosted(name: str, model_id: ModelId) -> HostedEngine:
+        spec = LlamacppSpec(model=model_file(), model_id=model_id, context_tokens=512)
+        return HostedEngine(name=name, spec=spec, prices=PRICES, slots=1, licence="Apache-2.0")
+
+    async def ask(gateway: TestGateway, model_id: ModelId, **fields: object):
+        await gateway.wait(lambda: model_id in gateway.quotes)
+        gateway.model_id = model_id
+        question = "What is the capital of France, and what is it famous for?"
+        return gateway.ask(gateway.body(question, temperature=0, **fields), gateway.allow())
+
+    transport = httpx.AsyncHTTPTransport(uds=str(tmp_path / "control.sock"))
+    async with (
+        open_real_world(tmp_path) as gateway,
+        httpx.AsyncClient(transport=transport, base_url="http://host", timeout=30) as control,
+    ):
+
+        async def change(path: str, **values: object) -> None:
+            (await control.post(f"/v1/engines{path}", json=values)).raise_for_status()
+
+        async def engines() -> dict[str, dict[str, object]]:
+            found = (await control.get("/v1/status")).json()["engines"]
+            return {each["name"]: each for each in found}
+
+        await change("", engine=hosted_values(hosted("second", second)))
+        answers = [
+            await ask(gateway, second, max_tokens=16),
+            await ask(gateway, SMOLLM2, max_tokens=16),
+        ]
+        for answer in answers:
+            await answer.over.wait()
+            assert answer.error is None
+            assert "Paris" in answer.text
+        pids = {name: each["pid"] for name, each in (await engines()).items()}
+        assert len(set(pids.values())) == 2
+
+        long = await ask(gateway, SMOLLM2, max_tokens=200)
+        await long.first.wait()
+        await change("/swap", engine=hosted_values(hosted("main", third)))
+        answer = await ask(gateway, third, max_tokens=16)  # quoted once the long one is over
+        assert long.over.is_set()
+        assert long.error is None
+        await answer.over.wait()
+        assert "Paris" in answer.text
+        await change("/unload", name="second", drain_s=0)
+        for _ in range(200):
+            if "second" not in await engines():
+                break
+            await trio.sleep(0.05)
+        assert [not psutil.pid_exists(pid) for pid in pids.values()] == [True, True]
+        weights = json.loads((tmp_path / "host" / "digests.json").read_text())
+        assert [each["sha256"][:8] for each in weights.values()] == ["b179c952"]
