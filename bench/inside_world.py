@@ -43,6 +43,7 @@ from peer.host.journal import open_journal as open_host_journal
 from peer.host.main import ENGINE_GATHER_S
 from peer.host.request import ServedRequest
 from peer.host.serve import HostServer
+from peer.host.store.digests import DigestBook
 from peer.http.loop import Loop
 from peer.http.server import HttpServer
 from peer.settlement_client import CloseResult, ReceiptItem, ReceiptResult, VoucherResult
@@ -216,6 +217,7 @@ async def _run_host(
         lambda hosted: make_engine(hosted, loop, directory, config.timeouts),
         load_s=config.timeouts.load_s,
         gate=ConsentBook(directory / "consents", system_clock, accepts_all=True),
+        digester=DigestBook(directory / "digests"),
     )
     node_config = NodeConfig(network_id=NETWORK, key=_HOST, listen=config.listen)
     async with (
