@@ -43,6 +43,7 @@ class _Info(msgspec.Struct):
     pids: bool = msgspec.field(name="PidsLimit", default=False)
     cpu: bool = msgspec.field(name="CpuCfsQuota", default=False)
     rootless: bool = msgspec.field(name="Rootless", default=False)
+    groups_version: str = msgspec.field(name="CgroupVersion", default="")
     security: list[str] = msgspec.field(name="SecurityOptions", default_factory=list)
 
 
@@ -105,10 +106,13 @@ class ContainerEngine:
             version = msgspec.convert(await self._ask(self._client.version), _Version)
             is_podman = any("podman" in each.name.lower() for each in version.components)
         bounds = {"memory": info.memory, "pids": info.pids, "cpu": info.cpu}
+        is_rootless = info.rootless or any("rootless" in each for each in info.security)
+        if is_rootless and info.groups_version == "1":  # it says so, and bounds nothing
+            bounds = {}
         return EngineFacts(
             kind="podman" if is_podman else "docker",
             version=parse_version(info.version),
-            is_rootless=info.rootless or any("rootless" in each for each in info.security),
+            is_rootless=is_rootless,
             can_bound=frozenset(name for name, is_there in bounds.items() if is_there),
         )
 

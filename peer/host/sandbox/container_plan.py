@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from peer.host.engines.plan import ChildPlan, Mount
+from peer.host.engines.plan import ChildBounds, ChildPlan, Mount
 from peer.host.sandbox.settings import (
-    PYTHON_TO_OPEN_FILES,
+    ROOTLESS_START,
     TMP_BYTES,
     USER_ID,
     Base,
@@ -86,7 +86,9 @@ def container_config(
     require_no_network(plan)
     command = kept_command(base, plan)
     if facts.is_rootless:
-        command = (base.python, "-I", "-S", "-c", PYTHON_TO_OPEN_FILES, *command)
+        limits = _limits(bounded(plan.bounds, machine), facts, machine)
+        text = ",".join(f"{name.upper()}={value}" for name, value in limits.items())
+        command = (base.python, "-I", "-S", "-c", ROOTLESS_START, text, *command)
     return {
         "Image": plan.image or base.image,
         "Entrypoint": list(command),
@@ -112,7 +114,6 @@ def _host_config(
 ) -> dict[str, object]:
     bounds = bounded(plan.bounds, machine)
     profile = seccomp.path if facts.kind == "podman" else seccomp.document
-    files, processes = open_files_count(machine), user_processes_count(machine)
     config: dict[str, object] = {
         "NetworkMode": "none",
         "ReadonlyRootfs": True,
@@ -127,9 +128,8 @@ def _host_config(
         "LogConfig": {"Type": "none", "Config": {}},  # we read it ourselves, within a bound
         "OomScoreAdj": 500,  # if memory ends, the kernel shall take the engine before the host
         "Ulimits": [
-            {"Name": "nofile", "Soft": files, "Hard": files},
-            {"Name": "nproc", "Soft": processes, "Hard": processes},
-            {"Name": "core", "Soft": 0, "Hard": 0},
+            {"Name": name, "Soft": value, "Hard": value}
+            for name, value in _limits(bounds, facts, machine).items()
         ],
     }
     if "memory" in facts.can_bound:
@@ -141,6 +141,16 @@ def _host_config(
     if plan.gpus:
         config["DeviceRequests"] = [_device_request(plan, facts)]
     return config
+
+
+def _limits(bounds: ChildBounds, facts: EngineFacts, machine: Machine) -> dict[str, int]:
+    """Bound each process, more tightly where no control group bounds all of them."""
+    values = {"nofile": open_files_count(machine), "core": 0}
+    if "memory" not in facts.can_bound:
+        values["data"] = bounds.memory_bytes_max
+    has_group = "pids" in facts.can_bound
+    values["nproc"] = user_processes_count(machine) if has_group else bounds.pids_count_max
+    return values
 
 
 def _mounts(plan: ChildPlan, base: Base) -> list[Json]:

@@ -32,6 +32,10 @@ _LOG = logging.getLogger(__name__)
 
 READ_BYTES: Final = 64 * 1024
 _GIB: Final = 1024**3
+_NO_GROUPS: Final = (
+    "engines are sealed in, but the memory of each of their processes is bounded, not that of all "
+    "together: rootless containers need cgroup v2 for that"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +65,6 @@ class ContainerLauncher:
     comes by: a container ends when its host does, however that ends.
     """
 
-    warning = ""
-
     def __init__(
         self,
         engine: ContainerEngine,
@@ -87,6 +89,7 @@ class ContainerLauncher:
         self._ensure = ensure
         self._numbers = itertools.count(1)
         self.name: str = facts.kind
+        self.warning = "" if "memory" in facts.can_bound else _NO_GROUPS
         self.python = settings.base.python
         self.leftovers_count = 0
 

@@ -1,6 +1,8 @@
 """The sandboxes' cores: what containers and bubblewrap are asked for, and frames of output."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +16,7 @@ from peer.host.sandbox.container_engine import parse_version
 from peer.host.sandbox.container_plan import EngineFacts, Seccomp, container_config
 from peer.host.sandbox.control_groups import group_settings
 from peer.host.sandbox.frames import FrameError, FrameReader, Stream
-from peer.host.sandbox.settings import Base, Machine, UnfitPlanError, bounded
+from peer.host.sandbox.settings import ROOTLESS_START, Base, Machine, UnfitPlanError, bounded
 
 GIB = 1024**3
 MACHINE = Machine(memory_bytes=10 * GIB, open_files_count_max=1000, processes_count_max=5000)
@@ -106,16 +108,40 @@ def test_docker_gets_the_policy_itself() -> None:
     assert options == ["no-new-privileges", f"seccomp={SECCOMP.document}"]
 
 
-def test_rootless_container_opens_its_files_to_us() -> None:
-    entry = config(facts=replace(PODMAN, is_rootless=True))["Entrypoint"]
+def test_rootless_container_opens_its_files_to_us_and_bounds_itself() -> None:
+    bare = replace(PODMAN, can_bound=frozenset(), is_rootless=True)
+    entry = config(facts=bare)["Entrypoint"]
     assert "os.umask(0)" in entry[4]
-    assert entry[5:] == config()["Entrypoint"]
+    assert entry[5] == f"NOFILE=1000,CORE=0,DATA={2 * GIB},NPROC=64"
+    assert entry[6:] == config()["Entrypoint"]
+
+
+def test_rootless_start_sets_what_it_is_told(tmp_path) -> None:
+    show = (
+        "import os, resource as r; print(r.getrlimit(r.RLIMIT_CORE), r.getrlimit(r.RLIMIT_NPROC), "
+        "os.umask(0))"
+    )
+    words = [sys.executable, "-I", "-S", "-c", ROOTLESS_START, "CORE=0,NPROC=500"]
+    done = subprocess.run(
+        [*words, sys.executable, "-c", show], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "(0, 0) (500, 500) 0"
 
 
 def test_bounds_that_the_engine_lacks_are_left_out() -> None:
     host = config(facts=replace(PODMAN, can_bound=frozenset({"memory"})))["HostConfig"]
     assert host["Memory"] == 2 * GIB
     assert {"PidsLimit", "NanoCpus"}.isdisjoint(host)
+
+
+def ulimits(facts: EngineFacts) -> dict[str, int]:
+    return {each["Name"]: each["Hard"] for each in config(facts=facts)["HostConfig"]["Ulimits"]}
+
+
+def test_container_without_control_groups_is_bounded_process_by_process() -> None:
+    assert ulimits(PODMAN) == {"nofile": 1000, "core": 0, "nproc": 5000}
+    bare = replace(PODMAN, can_bound=frozenset(), is_rootless=True)
+    assert ulimits(bare) == {"nofile": 1000, "core": 0, "nproc": 64, "data": 2 * GIB}
 
 
 def test_plan_without_bounds_gets_some() -> None:
