@@ -98,8 +98,10 @@ def enrol(network: NetworkInfo, data_dir: Path, code: str) -> str:
         key = load_or_create_key(data_dir / KEY_NAME)
 
         async def ask(client: SettlementClient) -> str:
+            async with open_journal(data_dir / JOURNAL_NAME):
+                pass  # a code is good once: it is not spent where nothing can be kept
+            enrolled = await client.enrol(code, "host")
             async with open_journal(data_dir / JOURNAL_NAME) as journal:
-                enrolled = await client.enrol(code, "host")
                 keep_account(journal, enrolled)
             return enrolled.account_id
 
