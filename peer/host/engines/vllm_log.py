@@ -96,6 +96,10 @@ _TROUBLES = tuple(
         ),
         (r"No space left on device", "the disk is full"),
         (
+            r"Permission denied: '/models/",
+            "the sandbox's user may not read the model's files: chmod -R a+rX its folder",
+        ),
+        (
             r"(?:Repo id must be|is not a (?:valid|local) .*identifier|config\.json.* not found"
             r"|Invalid repository ID|does not appear to have a file named)",
             "this is no folder or repository of a model that vLLM can read",

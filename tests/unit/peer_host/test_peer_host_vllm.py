@@ -277,6 +277,7 @@ def test_lines_of_a_gpu_are_understood() -> None:
         ("is less than desired GPU memory utilization (0.9", "another program uses the GPU"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried", "the GPU's memory is full"),
         ("OSError: [Errno 28] No space left on device", "the disk is full"),
+        ("[Errno 13] Permission denied: '/models/model/model.safetensors'", "chmod -R a+rX"),
         ("/m does not appear to have a file named config.json", "no folder or repository"),
         ("RuntimeError: Failed to find C compiler. Please", "install gcc"),
         ("ModuleNotFoundError: No module named 'numpy'", "No module named 'numpy'"),
