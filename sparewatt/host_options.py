@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from p2p.paths import socket_path
-from sparewatt.commands.common import read_network
+from sparewatt.commands.common import default_data_dir, read_network
 from sparewatt.engines import choose_engine, slots_count
 from sparewatt.host_file import path_in, place_problem, placed
 from sparewatt.host_tables import (
@@ -130,6 +130,7 @@ def host_config(
     from peer.host.config import EngineTimeouts, HostConfig
     from peer.host.sandbox.settings import SandboxKind
     from peer.host.terms import Terms
+    from sparewatt.model_files import hub_access
 
     network_file = require_startable(file)
     prices = _prices(file.price, path)
@@ -154,6 +155,8 @@ def host_config(
         enrol_code=enrol_code,
         use_relay=file.host.relayed,
         accepts_licences=file.host.accept_licences,
+        store_dir=default_data_dir("models"),
+        hub=hub_access(None),
         sandbox=SandboxKind(file.host.sandbox),
         sandbox_image=file.host.sandbox_image or "",
         timeouts=EngineTimeouts(

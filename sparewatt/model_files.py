@@ -20,7 +20,8 @@ from rich.progress import Progress as Bar
 from p2p.clock import system_clock
 from p2p.keys import read_private_text
 from peer.host.store.catalogue import CatalogueModel, Source
-from peer.host.store.fetch import DEFAULT_ENDPOINT, Fetcher, HubAccess
+from peer.host.store.fetch import Fetcher
+from peer.host.store.hub_plan import DEFAULT_ENDPOINT, HubAccess
 from peer.host.store.library import Library, StoreRecord
 from peer.host.store.transfer import Progress
 from sparewatt.catalogue import sha256_of

@@ -20,6 +20,7 @@ from peer.host.engine_specs import (
     VllmUrlSpec,
 )
 from peer.host.sandbox.settings import SandboxKind
+from peer.host.store.hub_plan import PUBLIC_HUB, HubAccess
 from peer.host.terms import Terms
 
 __all__ = [
@@ -140,6 +141,9 @@ class HostConfig:
         control_socket: Where the control API listens.
         enrol_code: A one-time code that joins this host to an account, or None.
         use_relay: Whether to be reachable through a relay too.
+        store_dir: Where models' files lie; None for a folder of the data directory.
+        store_bytes_max: What they may take, or None for as much as the disk has.
+        hub: Where models are fetched from, and as whom.
         accepts_licences: Whether the owner accepts the terms of all that it is told to serve.
         sandbox: What its own engines run in.
         sandbox_image: The container image that they run in; empty for this machine's programs.
@@ -155,6 +159,9 @@ class HostConfig:
     enrol_code: str | None = None
     use_relay: bool = False
     accepts_licences: bool = False
+    store_dir: Path | None = None
+    store_bytes_max: int | None = None
+    hub: HubAccess = PUBLIC_HUB
     sandbox: SandboxKind = SandboxKind.AUTO
     sandbox_image: str = ""
     timeouts: EngineTimeouts = EngineTimeouts()

@@ -1,11 +1,15 @@
 """The control API's routes for models: what is known, what of its terms was accepted."""
 
+from pathlib import Path
+
 import msgspec
+import trio
 
 from p2p.types import model_key
 from peer.host.consents import ConsentBook, StaleConsentError
-from peer.host.control_routes import ControlError, Routes, query_text, read_body
+from peer.host.control_routes import ControlError, Later, Routes, query_text, read_body
 from peer.host.engines.fleet import Fleet
+from peer.host.fetching import FETCHES_COUNT_MAX, Fetch, FetchDesk
 from peer.host.licences import UNKNOWN
 from peer.host.request import ServedRequest
 from peer.http.messages import HttpRequest
@@ -25,39 +29,82 @@ class AcceptBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class WithdrawBody(msgspec.Struct, forbid_unknown_fields=True):
-    """What ``POST /v1/licences/withdraw`` takes."""
+    """What ``POST /v1/licences/withdraw`` and ``POST /v1/models/cancel`` take."""
 
     model_id: str
+
+
+class FetchBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What ``POST /v1/models/fetch`` takes.
+
+    Attributes:
+        format: ``gguf``, ``safetensors``, or empty for the catalogue's first.
+    """
+
+    model_id: str
+    format: str = ""
 
 
 class ModelControl:
     """Answers the owner about models and their terms."""
 
-    def __init__(self, consents: ConsentBook, fleet: Fleet[ServedRequest]) -> None:
+    def __init__(
+        self, consents: ConsentBook, fleet: Fleet[ServedRequest], fetching: FetchDesk
+    ) -> None:
         self._consents = consents
         self._fleet = fleet
+        self._fetching = fetching
 
     def routes(self) -> Routes:
         """Return what this module answers."""
         return {
             ("GET", "/v1/models"): self._models,
+            ("POST", "/v1/models/fetch"): self._fetch,
+            ("POST", "/v1/models/cancel"): self._cancel,
             ("GET", "/v1/licences"): self._licence,
             ("POST", "/v1/licences/accept"): self._accept,
             ("POST", "/v1/licences/withdraw"): self._withdraw,
         }
 
     def _models(self, request: HttpRequest) -> object:
-        return {
-            "models": [
-                {
-                    "id": model.model_id,
-                    "title": model.title,
-                    "licence": model.licence,
-                    "accepted": self._consents.is_accepted(model.model_id, model.licence),
-                }
-                for model in self._consents.catalogue
-            ]
-        }
+        async def read() -> object:
+            return await trio.to_thread.run_sync(self._list)
+
+        return Later(read)
+
+    def _list(self) -> object:
+        """Return all models; reads the folders of those that were fetched."""
+        models = [
+            {
+                "id": model.model_id,
+                "title": model.title,
+                "licence": model.licence,
+                "accepted": self._consents.is_accepted(model.model_id, model.licence),
+                "folder": _text(self._fetching.folder_of(model)),
+            }
+            for model in self._consents.catalogue
+        ]
+        return {"models": models, "fetches": [_shown(each) for each in self._fetching.fetches]}
+
+    def _fetch(self, request: HttpRequest) -> object:
+        body = read_body(request, FetchBody)
+        model = self._consents.find_model(body.model_id)
+        if model is None:
+            message = f"the catalogue has no model {body.model_id}; GET /v1/models lists them"
+            raise ControlError(404, message, param="model_id")
+        source = model.source(body.format)
+        if source is None:
+            known = ", ".join(dict.fromkeys(each.format for each in model.sources))
+            message = f"the catalogue has no {body.format} of it, but {known}"
+            raise ControlError(404, message, param="format")
+        fetch = self._fetching.begin(model, source)
+        if fetch is None:
+            raise ControlError(409, f"{FETCHES_COUNT_MAX} models are being fetched: wait for one")
+        return {"ok": True, "fetch": _shown(fetch)}
+
+    def _cancel(self, request: HttpRequest) -> object:
+        body = read_body(request, WithdrawBody)
+        return {"ok": True, "cancelled": self._fetching.cancel(body.model_id)}
 
     def _licence(self, request: HttpRequest) -> object:
         model_id = query_text(request, "model")
@@ -97,3 +144,21 @@ class ModelControl:
             if said == UNKNOWN and is_served:
                 said = member.hosted.licence
         return self._consents.knowledge.licence_of(model_id, said)
+
+
+def _shown(fetch: Fetch) -> dict[str, object]:
+    progress = fetch.progress
+    return {
+        "model_id": fetch.model.model_id,
+        "format": fetch.source.format,
+        "state": fetch.state,
+        "detail": fetch.detail,
+        "phase": progress.phase,
+        "file": progress.file,
+        "done_bytes": progress.done_bytes,
+        "total_bytes": progress.total_bytes,
+    }
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

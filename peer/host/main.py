@@ -34,6 +34,7 @@ from peer.host.engines.fake import FakeEngine
 from peer.host.engines.fleet import Fleet
 from peer.host.engines.make import make_engine
 from peer.host.engines.selftest import TestedEngine
+from peer.host.fetching import FetchDesk
 from peer.host.hardware.reporter import HardwareReporter
 from peer.host.journal import Journal, open_journal
 from peer.host.logbook import Logbook
@@ -46,6 +47,8 @@ from peer.host.settle import Settler
 from peer.host.status import StatusBoard
 from peer.host.steward import Steward
 from peer.host.store.digests import DIGESTS_NAME, DigestBook
+from peer.host.store.fetch import Fetcher
+from peer.host.store.library import Library
 from peer.host.terms_keeper import TermsKeeper
 from peer.host.terms_status import TermsBoard
 from peer.http.loop import Loop
@@ -54,6 +57,7 @@ from peer.settlement_client import SettlementClient
 _LOG = logging.getLogger(__name__)
 
 KEY_NAME = "node.key"
+MODELS_NAME = "models"
 JOURNAL_NAME = "journal.sqlite"
 ENGINE_GATHER_S = 0.001  # tokens wait for the pump's next write anyway
 READY_WAIT_S = 10.0  # for settlement and the DHT; the host serves without either
@@ -155,6 +159,10 @@ class _Host:
         self._consents = ConsentBook(
             config.data_dir / CONSENTS_NAME, clock, accepts_all=config.accepts_licences
         )
+        library = Library(
+            config.store_dir or config.data_dir / MODELS_NAME, bytes_max=config.store_bytes_max
+        )
+        self._fetching = FetchDesk(library, Fetcher(library, access=config.hub, clock=clock))
         self._fleet = Fleet[ServedRequest](
             config.engines,
             tools.make_engine or self._make_engine,
@@ -206,6 +214,7 @@ class _Host:
             control.listen(config.control_socket)
             nursery.start_soon(self._loop.run)
             nursery.start_soon(self._fleet.run)
+            nursery.start_soon(self._fetching.run)
             nursery.start_soon(control.run)
             node.serve_links(SESSION_PROTOCOL, server.accept_link)
             nursery.start_soon(settler.run, config.enrol_code)
@@ -368,7 +377,7 @@ class _Host:
         )
         # What a part of the host adds.
         control.add(EngineControl(self._fleet).routes())
-        control.add(ModelControl(self._consents, self._fleet).routes())
+        control.add(ModelControl(self._consents, self._fleet, self._fetching).routes())
         terms = TermsControl(server, self._keeper, terms_board)
         control.add(terms.routes())
         node = NodeControl(

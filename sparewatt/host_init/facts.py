@@ -14,7 +14,7 @@ import httpx
 import psutil
 
 from p2p.hardware.report import GpuFacts, HardwareReport
-from peer.host.store.fetch import DEFAULT_ENDPOINT
+from peer.host.store.hub_plan import DEFAULT_ENDPOINT
 from sparewatt.host_init.price import cpu_watts, gpu_watts
 from sparewatt.model_files import ENDPOINT_VARIABLE, TOKEN_VARIABLE
 

@@ -6,7 +6,6 @@ its own layout, and knows neither a budget nor trio; what is needed of it is two
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from p2p.clock import WallClock
 from peer.host.store.catalogue import CatalogueModel, HubSource, PackageSource, Source
 from peer.host.store.hub_plan import (
     LISTING_BYTES_MAX,
+    HubAccess,
     HubError,
     Listing,
     WantedFile,
@@ -49,28 +49,9 @@ from peer.host.store.transfer import (
     write_body,
 )
 
-DEFAULT_ENDPOINT = "https://huggingface.co"
 TIMEOUT = httpx.Timeout(30.0, connect=15.0)  # of silence, not of a whole file
 REDIRECTS_COUNT_MAX = 5
 VERIFY_TRIES_COUNT = 2  # a file that was cut by a power loss is wrong once
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-
-
-@dataclass(frozen=True, slots=True)
-class HubAccess:
-    """Which hub, and as whom.
-
-    Attributes:
-        token: Sent to this endpoint alone, never to where it redirects; never shown.
-    """
-
-    endpoint: str = DEFAULT_ENDPOINT
-    token: str = field(default="", repr=False)
-
-    def __post_init__(self) -> None:
-        url = httpx.URL(self.endpoint)
-        if url.scheme != "https" and not (url.scheme == "http" and url.host in _LOOPBACK):
-            raise ValueError(f"a hub's address must begin with https://, not {self.endpoint!r}")
 
 
 class Fetcher:

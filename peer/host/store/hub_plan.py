@@ -9,9 +9,9 @@ import fnmatch
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
@@ -27,6 +27,30 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PATH_PART = re.compile(r"[A-Za-z0-9_+=@,()\[\]-][A-Za-z0-9._+=@,()\[\] -]*")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,16})-([0-9]{1,16})/([0-9]{1,16})")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+@dataclass(frozen=True, slots=True)
+class HubAccess:
+    """Which hub, and as whom.
+
+    Attributes:
+        token: Sent to this endpoint alone, never to where it redirects; never shown.
+    """
+
+    endpoint: str = DEFAULT_ENDPOINT
+    token: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        url = urlsplit(self.endpoint)
+        if url.scheme != "https" and not (url.scheme == "http" and url.hostname in _LOOPBACK):
+            raise ValueError(f"a hub's address must begin with https://, not {self.endpoint!r}")
+
+
+PUBLIC_HUB = HubAccess()
 
 
 class HubError(SparewattError):

@@ -50,6 +50,7 @@ from peer.host.config import EngineTimeouts, FakeSpec, HostConfig, HostedEngine,
 from peer.host.engines.fake import FakeEngine
 from peer.host.main import HostTools, run_host
 from peer.host.sensors import FakeSensors
+from peer.host.store.hub_plan import PUBLIC_HUB, HubAccess
 from peer.host.terms import Terms
 
 ResultT = TypeVar("ResultT")
@@ -453,6 +454,7 @@ async def open_world(
     queue_max: int = 16,
     connect: bool = True,
     enrol_code: str | None = None,
+    hub: HubAccess = PUBLIC_HUB,
     deadline_s: float = 300.0,
     terms: Terms | None = None,
 ) -> AsyncIterator[World]:
@@ -465,6 +467,7 @@ async def open_world(
         engines=(HostedEngine(spec=spec, prices=prices, slots=slots, queue_max=queue_max),),
         control_socket=tmp_path / "control.sock",
         enrol_code=enrol_code,
+        hub=hub,
         timeouts=EngineTimeouts(head_s=30, token_s=20),
         terms=terms or Terms(),
     )

@@ -4,7 +4,9 @@ import json
 import stat
 
 import pytest
+import trio
 from host_kit import FREE, MODEL, PRICES, body, open_world
+from hub_kit import open_hub
 from test_peer_host_fleet import announced, load, open_control, quoted
 
 from p2p.errors import DataDirectoryError, ErrorCode
@@ -13,6 +15,7 @@ from peer.host.config import FakeSpec, HostedEngine, OpenAiSpec
 from peer.host.consents import ConsentBook, ConsentFileError, StaleConsentError
 from peer.host.engines.fake import FakeEngine
 from peer.host.licences import How
+from peer.host.store.hub_plan import HubAccess
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 RESEARCH = "Qwen/Qwen2.5-3B-Instruct"
@@ -160,3 +163,39 @@ async def test_model_is_announced_once_its_terms_are_accepted_and_not_before(tmp
         refused = world.gateway.ask(body(model=LLAMA), world.gateway.allow())
         await refused.over.wait()
         assert refused.error.code is ErrorCode.MODEL_NOT_FOUND
+
+
+@pytest.mark.sockets
+async def test_host_fetches_a_model_at_its_owners_wish_and_tells_how_far_it_is(tmp_path) -> None:
+    weights = b"GGUF" + bytes(100_000)
+    name = "Qwen3-8B-Q4_K_M.gguf"
+    with open_hub({name: weights}, repo="Qwen/Qwen3-8B-GGUF") as hub:
+        hub.gate.clear()
+        access = HubAccess(hub.url, "hf_secret")
+        async with open_world(tmp_path, hub=access) as world, open_control(world) as control:
+            wish = {"model_id": QWEN, "format": "gguf"}
+            begun = (await control.post("/v1/models/fetch", json=wish)).json()["fetch"]
+            assert begun["state"] == "running"
+            again = (await control.post("/v1/models/fetch", json=wish)).json()["fetch"]
+            assert again["state"] == "running"
+            stopped = await control.post("/v1/models/cancel", json={"model_id": QWEN})
+            assert stopped.json()["cancelled"] == 1
+            hub.gate.set()
+            await control.post("/v1/models/fetch", json=wish)
+            for _ in range(500):
+                models = (await control.get("/v1/models")).json()
+                (fetch,) = models["fetches"]
+                if fetch["state"] != "running":
+                    break
+                await trio.sleep(0.02)
+            assert (fetch["state"], fetch["done_bytes"]) == ("done", len(weights))
+            (folder,) = {each["folder"] for each in models["models"]} - {None}
+            assert folder == fetch["detail"]
+            assert "hf_secret" not in (await control.get("/v1/log")).text
+            for wrong, status in (
+                ({"model_id": "me/mine"}, 404),
+                ({"model_id": LLAMA, "format": "zip"}, 404),
+                ({"model": LLAMA}, 400),
+            ):
+                answer = await control.post("/v1/models/fetch", json=wrong)
+                assert answer.status_code == status

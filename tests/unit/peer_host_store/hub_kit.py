@@ -51,6 +51,7 @@ class Hub:
     large: set[str]
     faults: Faults = field(default_factory=Faults)
     token: str = ""
+    repo: str = REPO
     listing: bytes | None = None
     redirect: str = ""
     asked: list[Asked] = field(default_factory=list)
@@ -75,8 +76,10 @@ class Hub:
 
 
 @contextmanager
-def open_hub(files: dict[str, bytes], *, large: set[str] | None = None) -> Iterator[Hub]:
-    hub = Hub(dict(files), set(files) if large is None else large)
+def open_hub(
+    files: dict[str, bytes], *, large: set[str] | None = None, repo: str = REPO
+) -> Iterator[Hub]:
+    hub = Hub(dict(files), set(files) if large is None else large, repo=repo)
     hub.gate.set()
     with serving(_hub_handler(hub)) as hub.url, serving(_store_handler(hub)) as hub.store_url:
         yield hub
@@ -117,10 +120,10 @@ def _hub_handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             hub.asked.append(asked)
             if hub.token and asked.token != hub.token:
                 self.answer(401)
-            elif asked.path == f"/api/models/{REPO}/revision/main":
+            elif asked.path == f"/api/models/{hub.repo}/revision/main":
                 self.answer(200, hub.list_files())
-            elif asked.path.startswith(f"/{REPO}/resolve/{COMMIT}/"):
-                name = asked.path.removeprefix(f"/{REPO}/resolve/{COMMIT}/")
+            elif asked.path.startswith(f"/{hub.repo}/resolve/{COMMIT}/"):
+                name = asked.path.removeprefix(f"/{hub.repo}/resolve/{COMMIT}/")
                 if name not in hub.files:
                     self.answer(404)
                 elif name in hub.large:

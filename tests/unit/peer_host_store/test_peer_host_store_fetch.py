@@ -17,8 +17,15 @@ from hub_kit import COMMIT, REPO, Hub, open_hub
 
 from peer.host.store import transfer
 from peer.host.store.catalogue import HubSource, find_model, parse_catalogue
-from peer.host.store.fetch import Fetcher, HubAccess
-from peer.host.store.hub_plan import HubError, WantedFile, check_path, parse_listing, resumed_at
+from peer.host.store.fetch import Fetcher
+from peer.host.store.hub_plan import (
+    HubAccess,
+    HubError,
+    WantedFile,
+    check_path,
+    parse_listing,
+    resumed_at,
+)
 from peer.host.store.library import DISK_RESERVE_BYTES, Library, StoreError
 from peer.host.store.transfer import FetchError, Progress
 
@@ -324,7 +331,8 @@ KILLED = """
 import sys, trio
 from pathlib import Path
 from peer.host.store.catalogue import HubSource
-from peer.host.store.fetch import Fetcher, HubAccess
+from peer.host.store.fetch import Fetcher
+from peer.host.store.hub_plan import HubAccess
 from peer.host.store.library import Library
 source = HubSource(repo="org/model", revision="main", files=("*.gguf",), format="gguf",
                    quantization="int4", bits_per_weight=4.5)

@@ -270,7 +270,7 @@ def test_every_setting_of_a_host_can_be_said_in_its_file(tmp_path: Path):
         if getattr(config, each.name) == getattr(plain, each.name)
     ]
     # What the command adds; a code works once and is no setting.
-    assert same == ["data_dir", "network", "control_socket", "enrol_code"]
+    assert same == ["data_dir", "network", "control_socket", "enrol_code", "store_bytes_max", "hub"]
     (engine,) = config.engines
     assert (engine.slots, engine.queue_max) == (3, 5)
     assert (engine.licence, engine.quantization) == ("MIT", "int4")
