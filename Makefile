@@ -44,9 +44,9 @@ apt:
 		apt-get update -qq && apt-get install -y -qq tmux >/dev/null; }
 
 # Engines are sealed in by podman and by bubblewrap; debootstrap makes an image from Debian's packages.
-SANDBOX_PACKAGES := podman runc bubblewrap debootstrap
+SANDBOX_PACKAGES := podman runc bubblewrap uidmap debootstrap
 apt-sandbox:
-	@for each in podman runc bwrap debootstrap; do command -v $$each >/dev/null || missing=1; done; \
+	@for each in podman runc bwrap newuidmap debootstrap; do command -v $$each >/dev/null || missing=1; done; \
 	test -z "$$missing" || { echo "Installing $(SANDBOX_PACKAGES) (Debian packages, as root)"; \
 		apt-get update -qq && \
 		apt-get install -y -qq --no-install-recommends $(SANDBOX_PACKAGES) >/dev/null; }

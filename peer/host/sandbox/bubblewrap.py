@@ -47,6 +47,7 @@ class BubblewrapSettings:
         owner: Part of the names of control groups.
         program: Where bwrap is.
         policy: The compiled seccomp policy.
+        stop_margin_s: Beyond a child's own time to end, for its keeper and the kernel.
     """
 
     owner: str
@@ -54,6 +55,7 @@ class BubblewrapSettings:
     base: Base
     machine: Machine
     policy: bytes
+    stop_margin_s: float = STOP_MARGIN_S
 
 
 class BubblewrapLauncher:
@@ -90,7 +92,7 @@ class BubblewrapLauncher:
         ):
             tools = Tools(bwrap=self._settings.program, is_root=is_root, group_files=group_files)
             process = await self._start(plan, tools, policy)
-            child = _SealedChild(process, stop_s=plan.stop_s)
+            child = _SealedChild(process, plan.stop_s + self._settings.stop_margin_s)
             try:
                 await child.wait_started(self._nursery, log)
                 yield child
@@ -137,9 +139,9 @@ class BubblewrapLauncher:
 class _SealedChild:
     """A child behind a shell, bubblewrap and its keeper."""
 
-    def __init__(self, shell: trio.Process, *, stop_s: float) -> None:
+    def __init__(self, shell: trio.Process, stop_s_max: float) -> None:
         self._shell = shell
-        self._stop_s = stop_s
+        self._stop_s_max = stop_s_max
         self._family: list[psutil.Process] = []
         self._log_tail = b""
         self._log_ended = trio.Event()
@@ -184,7 +186,7 @@ class _SealedChild:
         assert stdin is not None
         assert stdout is not None
         await stdin.aclose()  # the keeper's life line
-        with trio.move_on_after(self._stop_s + STOP_MARGIN_S):
+        with trio.move_on_after(self._stop_s_max):
             await self.wait()
         if self._shell.returncode is None:  # stopped by a signal, say
             self._shell.kill()

@@ -46,6 +46,7 @@ class ContainerSettings:
         owner: Marks this host's containers; one host at a time has it.
         is_machine_base: Whether programs are this machine's own, so that those of a plan must be
             made visible.
+        stop_margin_s: Beyond a child's own time to end, for its keeper and the kernel.
     """
 
     owner: str
@@ -53,6 +54,7 @@ class ContainerSettings:
     machine: Machine
     seccomp: Seccomp
     is_machine_base: bool
+    stop_margin_s: float = STOP_MARGIN_S
 
 
 Ensure = Callable[[], Awaitable[None]]
@@ -118,7 +120,7 @@ class ContainerLauncher:
                 container_id = await self._create(plan)
             except (ContainerEngineError, UnfitPlanError) as error:
                 raise ChildStartError(f"{plan.name} can't be started: {error}") from error
-            child = _Container(self._engine, container_id, plan, self._memory_bytes(plan))
+            child = _Container(self._engine, container_id, plan, self._settings)
             try:
                 try:
                     await child.start(self._nursery, log)
@@ -129,9 +131,6 @@ class ContainerLauncher:
                 with trio.CancelScope(shield=True):  # each step has a bound of its own
                     await child.stop()
                     await self._remove(container_id)
-
-    def _memory_bytes(self, plan: ChildPlan) -> int:
-        return bounded(plan.bounds, self._settings.machine).memory_bytes_max
 
     async def _create(self, plan: ChildPlan) -> str:
         settings = self._settings
@@ -174,12 +173,17 @@ class _Container:
     """A child in a container."""
 
     def __init__(
-        self, engine: ContainerEngine, container_id: str, plan: ChildPlan, memory_bytes: int
+        self,
+        engine: ContainerEngine,
+        container_id: str,
+        plan: ChildPlan,
+        settings: ContainerSettings,
     ) -> None:
         self._engine = engine
         self._id = container_id
         self._plan = plan
-        self._memory_bytes = memory_bytes
+        self._memory_bytes = bounded(plan.bounds, settings.machine).memory_bytes_max
+        self._stop_margin_s = settings.stop_margin_s
         self._stream: trio.SocketStream | None = None
         self._first_line = b""
         self._said = trio.Event()
@@ -219,12 +223,12 @@ class _Container:
             return
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await self._stream.send_eof()  # the keeper's life line
-        with trio.move_on_after(self._plan.stop_s + STOP_MARGIN_S):
+        with trio.move_on_after(self._plan.stop_s + self._stop_margin_s):
             await self._ended.wait()
             return
         with trio.CancelScope(shield=True):
             await self._engine.kill(self._id)
-            with trio.move_on_after(STOP_MARGIN_S):
+            with trio.move_on_after(self._stop_margin_s):
                 await self._ended.wait()
 
     async def _follow(self, stream: trio.SocketStream, data: bytes, log: ChildLog) -> None:

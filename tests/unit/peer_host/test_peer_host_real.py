@@ -133,7 +133,7 @@ async def test_cancel_stops_the_child_within_a_second(tmp_path) -> None:
         assert sum(child.cpu_times()[:2]) - before < 0.1
 
 
-@pytest.mark.parametrize("kind", SANDBOXES)
+@pytest.mark.parametrize("kind", SANDBOXES[:2])
 async def test_child_killed_in_mid_answer_is_said_and_the_next_question_answered(
     tmp_path, kind
 ) -> None:

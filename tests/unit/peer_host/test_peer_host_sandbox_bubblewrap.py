@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from peer.host.sandbox.settings import SandboxKind
 
 pytestmark = pytest.mark.apt
 
+STOP_MARGIN_S = 2.0  # somebody has to wait for it
 # What some kernels don't have, so that nobody can escape by it.
 MAY_BE_ABSENT = {
     "kernel: modules",
@@ -30,7 +32,9 @@ MAY_BE_ABSENT = {
 @pytest.fixture
 async def launcher(tmp_path: Path) -> AsyncIterator[Launcher]:
     async with open_sandbox(SandboxKind.BUBBLEWRAP, data_dir=tmp_path) as sandbox:
-        yield sandbox.launcher
+        launcher = sandbox.launcher
+        launcher._settings = replace(launcher._settings, stop_margin_s=STOP_MARGIN_S)
+        yield launcher
 
 
 def test_every_attempt_gets_out_where_there_is_no_sandbox(tmp_path) -> None:

@@ -25,6 +25,7 @@ from peer.host.sandbox.settings import SandboxKind
 
 pytestmark = pytest.mark.apt
 
+STOP_MARGIN_S = 2.0  # somebody has to wait for it
 DEFAULT_PROFILE = "/usr/share/containers/seccomp.json"
 # A host in a process of its own, that runs one child and says its number.
 _HOST = """
@@ -55,7 +56,9 @@ async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
 
 @pytest.fixture
 def launcher(sandbox: Sandbox) -> Launcher:
-    return sandbox.launcher
+    launcher = sandbox.launcher
+    launcher._settings = replace(launcher._settings, stop_margin_s=STOP_MARGIN_S)
+    return launcher
 
 
 async def test_engines_own_policy_would_let_a_user_namespace_be_made(launcher) -> None:
