@@ -48,8 +48,12 @@ from peer.settlement_replies import (
     ErrorBody,
     ErrorReply,
     HardwareKnown,
+    IndexItem,
+    IndexReply,
     NetworkReply,
     NetworkStatus,
+    QuoteKept,
+    QuotesReply,
     ReceiptItem,
     ReceiptOutcome,
     ReceiptReply,
@@ -256,6 +260,20 @@ class SettlementClient:
     async def earnings(self) -> Earnings:
         """Ask what this host earned."""
         return await self._call("GET", "/v1/earnings", None, Earnings)
+
+    async def quotes(self, envelopes: Sequence[bytes]) -> tuple[QuoteKept, ...]:
+        """Show quotes that this host gave and that receipts name; one result each."""
+        results: list[QuoteKept] = []
+        for part in _parts(envelopes, len, VOUCHERS_PER_REQUEST_MAX):
+            body = {"items": [_text(envelope) for envelope in part]}
+            reply = await self._call("POST", "/v1/quotes", body, QuotesReply)
+            results += _as_many(reply.results, part)
+        return tuple(results)
+
+    async def price_index(self) -> tuple[IndexItem, ...]:
+        """Ask what models cost lately; a model that is not told has no index."""
+        reply = await self._call("GET", "/v1/prices/index", None, IndexReply)
+        return tuple(reply.models)
 
     async def report_hardware(self, report: HardwareReport) -> ReportTaken:
         """Say what this host's machine is.

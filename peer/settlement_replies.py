@@ -2,9 +2,11 @@
 
 import enum
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
+from p2p import limits
 from p2p.errors import SparewattError
 from p2p.hardware.verdict import Level
 from p2p.types import NetworkId, PublicKey
@@ -122,6 +124,37 @@ class ReceiptResult(msgspec.Struct, frozen=True):
 
     outcome: ReceiptOutcome
     reason: str
+
+
+class QuoteKept(msgspec.Struct, frozen=True):
+    """What became of one quote: ``kept`` or ``refused``, and why."""
+
+    outcome: str
+    reason: str
+
+
+class QuotesReply(msgspec.Struct, frozen=True):
+    """What became of some quotes."""
+
+    results: list[QuoteKept]
+
+
+_PerMtok = Annotated[int, msgspec.Meta(ge=0, le=limits.PRICE_MICROS_PER_MTOK_MAX)]
+
+
+class IndexItem(msgspec.Struct, frozen=True):
+    """What one model cost lately, in micro-dollars per million tokens."""
+
+    model_id: str
+    price_in_micros_per_mtok: _PerMtok
+    price_cached_micros_per_mtok: _PerMtok
+    price_out_micros_per_mtok: _PerMtok
+
+
+class IndexReply(msgspec.Struct, frozen=True):
+    """The price index."""
+
+    models: list[IndexItem]
 
 
 class Earnings(msgspec.Struct, frozen=True):

@@ -36,6 +36,7 @@ from peer.host.engines.make import make_engine
 from peer.host.engines.selftest import TestedEngine
 from peer.host.fetching import FetchDesk
 from peer.host.hardware.reporter import HardwareReporter
+from peer.host.index_watch import IndexWatch
 from peer.host.journal import Journal, open_journal
 from peer.host.logbook import Logbook
 from peer.host.machine_sensors import machine_sensors
@@ -221,6 +222,7 @@ class _Host:
             nursery.start_soon(announcer.run)
             nursery.start_soon(self._report_hardware, settler, announcer)
             nursery.start_soon(steward.run)
+            nursery.start_soon(self._watch_index(client, journal, server).run)
             nursery.start_soon(self._get_ready, settler, announcer, ready)
             await stopping.wait()
             await self._stop(server, announcer, settler)
@@ -331,8 +333,37 @@ class _Host:
         keeper.on_change = changed
         steward.serve(server)
         steward.on_drain = settler.want
+        settler.quote_book = server.quote_book
         changed()
         return steward
+
+    def _watch_index(
+        self, client: SettlementClient, journal: Journal, server: HostServer
+    ) -> IndexWatch:
+        """Have prices follow the network's index, where the owner says so."""
+        watch = IndexWatch(
+            client,
+            journal,
+            lambda: self._keeper.terms,
+            clock=self._clock,
+            rng=self._tools.rng,
+        )
+
+        def changed() -> None:
+            self._fleet.asking.revision += 1
+            server.offers_changed()
+
+        follow = self._keeper.on_change
+
+        def terms_changed() -> None:
+            follow()
+            watch.terms_changed()
+
+        self._keeper.on_change = terms_changed
+        watch.on_change = changed
+        self._asker.index_of = watch.index_of
+        self._asker.index_detail = watch.detail
+        return watch
 
     def _make_announcer(
         self, node: Node, journal: Journal, server: HostServer, settler: Settler

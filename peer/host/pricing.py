@@ -11,6 +11,7 @@ from p2p.types import Digest, Feature, NetworkId, PeerId, QuoteId, model_key
 from peer.host.config import Prices
 from peer.host.engines.api import EngineModel
 
+UNSHOWN_COUNT_MAX = 1000  # days of them, while settlement is away; the rest is missing in an index
 _ENGINE_FEATURES = frozenset(Feature) - {Feature.UNSPECIFIED}
 
 
@@ -99,6 +100,8 @@ class QuoteBook:
         self._network_id = network_id
         self._quotes: dict[QuoteId, Quote] = {}
         self._fresh: dict[str, Signed[Quote]] = {}
+        self._envelopes: dict[QuoteId, bytes] = {}
+        self._unshown: dict[QuoteId, bytes] = {}
 
     def quote(self, offer: Offer, *, fresh_id: QuoteId, now_ns: int) -> Signed[Quote]:
         """Return a signed quote that lasts at least until it should be renewed.
@@ -123,6 +126,7 @@ class QuoteBook:
         signed = sealed(self._key, QUOTE, quote)
         self._quotes[quote.quote_id] = quote
         self._fresh[name] = signed
+        self._envelopes[quote.quote_id] = signed.envelope
         return signed
 
     def find(self, quote_id: QuoteId, now_ns: int) -> Quote | None:
@@ -140,6 +144,22 @@ class QuoteBook:
         ]
         for quote_id in old:
             del self._quotes[quote_id]
+            self._envelopes.pop(quote_id, None)
+
+    def used(self, quote_id: QuoteId) -> None:
+        """Take note that a receipt names a quote: settlement's price index wants to see it."""
+        envelope = self._envelopes.pop(quote_id, None)
+        if envelope is not None and len(self._unshown) < UNSHOWN_COUNT_MAX:
+            self._unshown[quote_id] = envelope
+
+    def unshown(self) -> tuple[bytes, ...]:
+        """Return the envelopes of used quotes that settlement has not seen."""
+        return tuple(self._unshown.values())
+
+    def shown(self, envelopes: Sequence[bytes]) -> None:
+        """Forget those that settlement has seen."""
+        seen = frozenset(envelopes)
+        self._unshown = {name: each for name, each in self._unshown.items() if each not in seen}
 
 
 def _is_fresh(quote: Quote, offer: Offer, now_ns: int) -> bool:

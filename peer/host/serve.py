@@ -76,7 +76,7 @@ class HostServer:
         self.on_change: Callable[[], None] = lambda: None
         self.now_ns = clock
         self._rng = rng
-        self._quotes = QuoteBook(books.key, config.network.network_id)
+        self.quote_book = QuoteBook(books.key, config.network.network_id)
         self._shown: frozenset[Offer] = frozenset()
         self._settled: trio.Event | None = None
         fleet.on_change = self.member_changed
@@ -134,7 +134,9 @@ class HostServer:
 
     def _quote(self, offered: OfferedModel) -> bytes:
         fresh_id = QuoteId(self._rng.randbytes(ID_BYTES))
-        return self._quotes.quote(offered.offer, fresh_id=fresh_id, now_ns=self.now_ns()).envelope
+        return self.quote_book.quote(
+            offered.offer, fresh_id=fresh_id, now_ns=self.now_ns()
+        ).envelope
 
     # -- links ---------------------------------------------------------------------------------
 
@@ -210,7 +212,7 @@ class HostServer:
         refusal = refusal_of_state(*self.state) or self.doorkeeper.refusal(link, now_ns)
         if refusal is not None:
             return refusal
-        quote = self._quotes.find(request.quote_id, now_ns)
+        quote = self.quote_book.find(request.quote_id, now_ns)
         if quote is None:
             message = "this host gave no such quote, or it has expired"
             return ErrorInfo(code=ErrorCode.QUOTE_EXPIRED, message=message)
@@ -473,6 +475,7 @@ class HostServer:
         member.queue.leave(request)
         if receipt is not None:
             self.doorkeeper.count(request, receipt)
+            self.quote_book.used(receipt.quote_id)
             self.counters["tokens_out_total"] += receipt.completion_tokens
             took_ms = (receipt.finished_at_ns - receipt.received_at_ns) // 1_000_000
         if request.is_error:

@@ -15,6 +15,7 @@ from p2p.types import KEY_BYTES, AllowanceId, PublicKey
 from peer.group_commit import JournalError
 from peer.host.books import Books
 from peer.host.journal import Journal, StoredBatch
+from peer.host.pricing import QuoteBook
 from peer.settlement_client import (
     CloseOutcome,
     Enrolled,
@@ -55,6 +56,7 @@ class Settler:
         is_reachable: Whether the last attempt got an answer.
         last_settled_at_ns: Wall clock, or 0.
         owner_tag: For the record, or empty.
+        quote_book: Whose used quotes are shown, or None.
         on_closed: Called with an allowance that we closed, and our word that it is.
         is_leaving: Whether nothing runs and nothing new will, so that allowances can go.
     """
@@ -74,6 +76,7 @@ class Settler:
         self._trouble = ""
         self._account_trouble = ""
         self.owner_tag = b""
+        self.quote_book: QuoteBook | None = None
         self.on_clock: Callable[[int], None] = lambda offset_ns: None
         self.on_closed: Callable[[AllowanceId, bytes], None] = lambda allowance_id, envelope: None
         self.is_leaving: Callable[[], bool] = lambda: False
@@ -124,6 +127,7 @@ class Settler:
                 await self._submit_vouchers()
                 await self._submit_batches(everything=everything)
                 await self._submit_closes()
+                await self._show_quotes()
             except (SettlementUnreachableError, SettlementRefusedError, JournalError) as error:
                 self._failed(error)
                 return False
@@ -232,6 +236,17 @@ class Settler:
                 if result.outcome in (ReceiptOutcome.REFUSED, ReceiptOutcome.DIFFERENT):
                     _LOG.warning("settlement and a batch of receipts: %s", result.reason)
                 self._journal.mark_submitted(batch)
+
+    async def _show_quotes(self) -> None:
+        """Show the quotes that receipts name: the price index is made of them, no money is."""
+        envelopes = self.quote_book.unshown() if self.quote_book is not None else ()
+        if not envelopes or self.quote_book is None:
+            return
+        try:
+            await self._client.quotes(envelopes)
+        except SettlementRefusedError as error:
+            _LOG.info("settlement takes no quotes: %s", error)
+        self.quote_book.shown(envelopes)
 
     async def _submit_closes(self) -> None:
         await self._close_idle()

@@ -147,7 +147,7 @@ class CheatSession(Session):
 def _priced(server: HostServer, receipt: Receipt, **changes: int) -> Receipt:
     """Return a receipt with other counts, at the cost that follows from them."""
     changed = structs.replace(receipt, **changes)
-    quote = server._quotes._quotes[receipt.quote_id]
+    quote = server.quote_book._quotes[receipt.quote_id]
     usage = Usage(changed.prompt_tokens, changed.cached_tokens, changed.completion_tokens)
     delivered = receipt.cost_micros > 0
     return structs.replace(changed, cost_micros=cost_micros(quote, usage, delivered=delivered))
@@ -291,7 +291,7 @@ class PriceChange(HostCheat):
                 quote_id=self.rng.randbytes(16),
                 price_out_micros_per_mtok=value.price_out_micros_per_mtok * self.factor,
             )
-            server._quotes._quotes[value.quote_id] = value
+            server.quote_book._quotes[value.quote_id] = value
             envelope = sealed(server.books.key, QUOTE, value).envelope
         super().quote(session, envelope, slots_free)
 

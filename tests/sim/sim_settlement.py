@@ -203,6 +203,8 @@ class SimSettlement(httpx.AsyncBaseTransport):
             "/v1/vouchers": self._vouchers,
             "/v1/closes": self._closes,
             "/v1/receipts": self._receipts,
+            "/v1/quotes": self._quotes,
+            "/v1/hosts/hardware": self._hardware,
         }
         return answers[path](machine, fields)
 
@@ -273,6 +275,12 @@ class SimSettlement(httpx.AsyncBaseTransport):
                 }
             )
         return 200, {"results": results}
+
+    def _hardware(self, machine: Machine, fields: Json) -> tuple[int, Json]:
+        return 403, _error("wrong_role")  # these machines are invented; nobody believes them
+
+    def _quotes(self, machine: Machine, fields: Json) -> tuple[int, Json]:
+        return 200, {"results": [{"outcome": "kept", "reason": ""} for _ in fields["items"]]}
 
     def _receipts(self, machine: Machine, fields: Json) -> tuple[int, Json]:
         texts = [

@@ -40,6 +40,8 @@ class FakeSettlement(httpx.AsyncBaseTransport):
     vouchers: list[Signed[Voucher]] = field(default_factory=list)
     items: list[dict[str, object]] = field(default_factory=list)
     closes: list[bytes] = field(default_factory=list)
+    quotes: list[str] = field(default_factory=list)
+    index: list[dict[str, object]] = field(default_factory=list)
     keys: tuple[PublicKey, ...] = (SETTLEMENT.public,)
     enrolments: int = 0
     reports: list[dict[str, object]] = field(default_factory=list)
@@ -71,6 +73,13 @@ class FakeSettlement(httpx.AsyncBaseTransport):
         )
         envelope = base64.b64encode(seal(ROOT, KEY_LIST, keys)).decode()
         return {"network_id": NETWORK_ID, "key_list": envelope, "fee_bps": 500}
+
+    def _quotes(self, content: dict[str, list[str]]) -> dict[str, object]:
+        self.quotes += content["items"]
+        return {"results": [{"outcome": "kept", "reason": ""} for _ in content["items"]]}
+
+    def _index(self, content: dict[str, object]) -> dict[str, object]:
+        return {"models": self.index}
 
     def _enrolments(self, content: dict[str, object]) -> dict[str, object]:
         self.enrolments += 1
