@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from p2p.types import ModelId
 from peer.host.store.catalogue import CatalogueModel, PackageSource, Source
 from peer.host.store.fits import needs, tokens_per_s, weights_bytes
-from sparewatt.host_init.facts import MachineFacts
+from sparewatt.host_init.facts import VLLM, MachineFacts
 
 GPU_SHARE_PERCENT = 90  # the driver and the screen have the rest
 HOST_BYTES = 300 << 20  # what the host itself takes beside an engine on the processor
@@ -27,6 +27,7 @@ class Candidate:
         disk_bytes: To be fetched; 0 if its weights are here.
         tokens_per_s: An estimate for one answer at a time.
         obstacle: Why it can't be served here, or nothing.
+        program: ``vllm``, ``llama-server``, or nothing for the llama.cpp that is a package.
     """
 
     model: CatalogueModel
@@ -36,6 +37,7 @@ class Candidate:
     disk_bytes: int
     tokens_per_s: float
     obstacle: str
+    program: str
 
     @property
     def weights_bytes(self) -> int:
@@ -46,7 +48,7 @@ class Candidate:
 def candidates(
     models: Sequence[CatalogueModel], facts: MachineFacts, here: Collection[ModelId]
 ) -> tuple[Candidate, ...]:
-    """Return each model that llama.cpp can serve; those that can be had first, largest first.
+    """Return each model that the engine here can serve; those that can be had first, largest first.
 
     Args:
         models: The catalogue.
@@ -56,9 +58,14 @@ def candidates(
     found = [
         _candidate(model, source, facts, is_here=model.model_id in here)
         for model in models
-        if (source := model.source("gguf")) is not None
+        if (source := model.source(form_of(facts))) is not None
     ]
     return tuple(sorted(found, key=lambda each: (bool(each.obstacle), -each.weights_bytes)))
+
+
+def form_of(facts: MachineFacts) -> str:
+    """Return the format of weights that the engine here reads."""
+    return "safetensors" if facts.uses_gpu and facts.gpu_program == VLLM else "gguf"
 
 
 def recommended(found: Sequence[Candidate], free: Collection[str]) -> Candidate | None:
@@ -98,6 +105,7 @@ def _candidate(
         disk_bytes=disk_bytes,
         tokens_per_s=min(speed, SPEED_MAX),
         obstacle=_obstacle(model, source, facts, sizes[context], disk_bytes),
+        program=facts.gpu_program if facts.uses_gpu else "",
     )
 
 
@@ -105,7 +113,7 @@ def _obstacle(
     model: CatalogueModel, source: Source, facts: MachineFacts, memory_bytes: int, disk_bytes: int
 ) -> str:
     if memory_bytes > _room_bytes(facts):
-        return f"takes {memory_bytes / (1 << 30):.1f} GiB{' of a GPU' if facts.gpus else ''}"
+        return f"takes {memory_bytes / (1 << 30):.1f} GiB{' of a GPU' if facts.uses_gpu else ''}"
     if disk_bytes > facts.report.disk_free_bytes:
         return "no room on the disk"
     return _fetch_obstacle(model, source, facts) if disk_bytes else ""
@@ -122,14 +130,14 @@ def _fetch_obstacle(model: CatalogueModel, source: Source, facts: MachineFacts) 
 
 
 def _room_bytes(facts: MachineFacts) -> int:
-    if facts.gpus:
+    if facts.uses_gpu:
         return max(gpu.memory_bytes for gpu in facts.gpus) * GPU_SHARE_PERCENT // 100
     return max(0, facts.memory_free_bytes - HOST_BYTES)
 
 
 def _gb_per_s(facts: MachineFacts) -> float:
     """Return the bandwidth of what holds the weights; of a GPU that does not tell, the least."""
-    if not facts.gpus:
+    if not facts.uses_gpu:
         return facts.copy_gb_per_s
     largest = max(facts.gpus, key=lambda gpu: gpu.memory_bytes)
     return largest.peak_gb_per_s or facts.copy_gb_per_s

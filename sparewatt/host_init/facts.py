@@ -1,6 +1,7 @@
 """What this machine is: asked at once of everything that knows."""
 
 import contextlib
+import importlib.util
 import ipaddress
 import os
 import shutil
@@ -19,6 +20,7 @@ from sparewatt.host_init.price import cpu_watts, gpu_watts
 from sparewatt.model_files import ENDPOINT_VARIABLE, TOKEN_VARIABLE
 
 GPU_SECONDS_MAX = 8.0
+VLLM, LLAMA_SERVER = "vllm", "llama-server"
 HUB_SECONDS_MAX = 3.0
 COPIED_BYTES = 64 << 20  # more than any cache of a desktop's processor
 COPIES_COUNT = 3
@@ -36,6 +38,8 @@ class MachineFacts:
         copy_gb_per_s: How fast its memory is read and written, measured for a moment.
         sandboxes: Programs that can seal an engine in, best first.
         address: From which it speaks to the internet; empty if it can't.
+        gpu_program: What here can compute on its GPUs: ``vllm``, ``llama-server``, or nothing; the
+            llama.cpp that comes as a package computes on the processor only.
         hub_answers: Whether models can be fetched from the hub.
         has_hub_token: Whether the owner is logged in there.
     """
@@ -46,6 +50,7 @@ class MachineFacts:
     copy_gb_per_s: float
     sandboxes: tuple[str, ...]
     address: str
+    gpu_program: str
     hub_answers: bool
     has_hub_token: bool
 
@@ -55,6 +60,11 @@ class MachineFacts:
         return self.report.gpus
 
     @property
+    def uses_gpu(self) -> bool:
+        """Whether models would be computed on a GPU."""
+        return bool(self.gpus and self.gpu_program)
+
+    @property
     def is_public(self) -> bool:
         """Whether its own address is one that the internet can reach."""
         return bool(self.address) and ipaddress.ip_address(self.address).is_global
@@ -62,7 +72,7 @@ class MachineFacts:
     @property
     def watts(self) -> int:
         """An estimate of what it draws while it answers."""
-        if self.gpus:
+        if self.uses_gpu:
             return gpu_watts(sum(gpu.power_limit_mw for gpu in self.gpus))
         return cpu_watts(self.report.cpu_cores_count)
 
@@ -83,6 +93,7 @@ def read_facts(data_dir: Path) -> MachineFacts:
         copy_gb_per_s=copied,
         sandboxes=tuple(name for name in ENGINES if shutil.which(name)),
         address=_own_address(),
+        gpu_program=_gpu_program(),
         hub_answers=hub_answers,
         has_hub_token=bool(os.environ.get(TOKEN_VARIABLE)),
     )
@@ -98,6 +109,12 @@ def _copy_gb_per_s() -> float:
         memoryview(target)[:] = source
         best_s = min(best_s, time.perf_counter() - started_s)
     return 2 * COPIED_BYTES / best_s / 1e9
+
+
+def _gpu_program() -> str:
+    if importlib.util.find_spec(VLLM) is not None:
+        return VLLM
+    return LLAMA_SERVER if shutil.which(LLAMA_SERVER) else ""
 
 
 def _own_address() -> str:

