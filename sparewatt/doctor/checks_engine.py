@@ -4,10 +4,13 @@ import importlib.util
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from p2p.errors import DataDirectoryError
+from p2p.keys import read_private_text
+from peer.host.store.library import Library
 from sparewatt.catalogue import (
-    CatalogueModel,
     demo_model,
     find_model_file,
     install_advice,
@@ -56,7 +59,7 @@ def _engine(table: EngineTable, subject: Subject, place: str) -> Sequence[Findin
         case VllmTable():
             return [_vllm(table, subject, place)]
         case OpenAiTable():
-            return [_server(table, f"{place}.url")]
+            return [_server(table, subject, place)]
         case FakeTable():
             mend = "name a real one: sparewatt host init"
             return [warning("engine", "the fake one says the same words always", mend, where=place)]
@@ -94,16 +97,24 @@ def _vllm(table: VllmTable, subject: Subject, place: str) -> Finding:
     return good("engine", f"{found.distribution} {found.version} is installed", where=python)
 
 
-def _server(table: OpenAiTable, place: str) -> Finding:
+def _server(table: OpenAiTable, subject: Subject, place: str) -> Finding:
     try:
-        listed = objects(JsonApi("the engine", table.url.rstrip("/")).get("/models"), "data")
+        key_file = table.api_key_file
+        key = read_private_text(path_in(subject.path, key_file)) if key_file else ""
+        server = JsonApi("the engine", table.url.rstrip("/"), key)
+        listed = objects(server.get("/models"), "data")
+    except DataDirectoryError as error:
+        mend = "write the server's key into it, and chmod 600 it"
+        return failed("engine", str(error), mend, where=f"{place}.api_key_file")
     except AskError as error:
         mend = "start the server, or name the address that it listens on"
-        return failed("engine", str(error), mend, where=place)
+        return failed("engine", str(error), mend, where=f"{place}.url")
     names = [str(model.get("id")) for model in listed]
     if table.model_id is not None and table.model_id not in names:
         what = f"the server does not list {table.model_id}"
-        return failed("engine", what, f"it lists {', '.join(names) or 'none'}", where=place)
+        return failed(
+            "engine", what, f"it lists {', '.join(names) or 'none'}", where=f"{place}.url"
+        )
     return good("engine", f"the server lists {', '.join(names) or 'no model'}", where=table.url)
 
 
@@ -126,20 +137,41 @@ def _model_file(path: Path, subject: Subject, place: str) -> Sequence[Finding]:
         return [failed("model", f"{path}: {error.strerror}", mend, where=place)]
     if magic != GGUF_MAGIC:
         return [failed("model", f"{path} is no GGUF file", mend, where=place)]
-    known = next((each for each in read_catalogue() if each.is_packaged_as(path.name)), None)
-    if known is None:
-        return [good("model", f"{path.name}, not in the catalogue", where=str(path))]
-    return [_digest(known, path, size_bytes, subject)]
+    expected = _expected(path)
+    if expected is None:
+        return [good("model", f"{path.name}, of which nothing more is known", where=str(path))]
+    return [_digest(expected, path, size_bytes, subject)]
 
 
-def _digest(known: CatalogueModel, path: Path, size_bytes: int, subject: Subject) -> Finding:
-    mend = "fetch it again: sparewatt host init"
-    package = package_of(known)
-    if size_bytes != package.size_bytes:
-        what = f"{known.model_id} has {size_bytes} bytes, not {package.size_bytes}"
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What a file must be, by the catalogue or by the record of its fetching."""
+
+    model_id: str
+    size_bytes: int
+    sha256: str
+
+
+def _expected(path: Path) -> _Expected | None:
+    for model in read_catalogue():
+        if model.is_packaged_as(path.name):
+            package = package_of(model)
+            if package.size_bytes is not None:
+                return _Expected(model.model_id, package.size_bytes, package.sha256)
+    record = Library(path.parent.parent).record(path.parent)
+    for file in record.files if record is not None else ():
+        if record is not None and file.path == path.name:
+            return _Expected(record.model_id, file.size_bytes, file.sha256)
+    return None
+
+
+def _digest(expected: _Expected, path: Path, size_bytes: int, subject: Subject) -> Finding:
+    mend, name = "fetch it again: sparewatt host init", expected.model_id
+    if size_bytes != expected.size_bytes:
+        what = f"{name} has {size_bytes} bytes, not {expected.size_bytes}"
         return failed("model", what, mend, where=str(path))
     if size_bytes > HASHED_BYTES_MAX and not subject.is_deep:
-        return good("model", f"{known.model_id}; --deep compares its digest", where=str(path))
-    if sha256_of(path) != package.sha256:
-        return failed("model", f"{known.model_id} is another file", mend, where=str(path))
-    return good("model", f"{known.model_id}, digest as in the catalogue", where=str(path))
+        return good("model", f"{name}; --deep compares its digest", where=str(path))
+    if sha256_of(path) != expected.sha256:
+        return failed("model", f"{name} is another file", mend, where=str(path))
+    return good("model", f"{name}, whole and right", where=str(path))

@@ -1,5 +1,6 @@
 """The doctor: each fault is found where it is, and a broken check hides no other."""
 
+import hashlib
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ from p2p.keys import load_or_create_key, lock_data_directory
 from p2p.network import NetworkInfo
 from p2p.types import NetworkId, PublicKey
 from peer.host.schedule import DAYS, Schedule, Window
+from peer.host.store.library import Library, StoredFile, StoreRecord
 from peer.host.terms import PriceTerms
 from sparewatt.cli import main
 from sparewatt.doctor.checks_engine import check_engine
@@ -284,6 +286,39 @@ def test_known_model_with_other_bytes_is_a_fault(tmp_path: Path):
     found = check_engine(subject_in(tmp_path, file))[-1]
     assert found.state is State.FAILED
     assert "4 bytes" in found.what
+
+
+def test_fetched_model_is_compared_with_the_record_of_its_fetching(tmp_path: Path):
+    folder = tmp_path / "store" / "a--b"
+    folder.mkdir(parents=True)
+    path = folder / "m.gguf"
+    path.write_bytes(b"GGUF whole")
+    digest = hashlib.sha256(b"GGUF whole").hexdigest()
+    record = StoreRecord(
+        model_id="a/b",
+        origin="hub a/b",
+        commit="",
+        format="gguf",
+        quantization="int4",
+        fetched_at_ns=1,
+        files=(StoredFile(path="m.gguf", size_bytes=10, sha256=digest),),
+    )
+    Library(folder.parent).keep(folder, record)
+    subject = subject_in(tmp_path, HostFile(engine=(LlamacppTable(model=str(path)),)))
+    assert check_engine(subject)[-1].what == "a/b, whole and right"
+    path.write_bytes(b"GGUF wrong")
+    assert check_engine(subject)[-1].state is State.FAILED
+    path.write_bytes(b"GGUF")
+    assert "4 bytes" in check_engine(subject)[-1].what
+
+
+def test_key_of_a_server_must_be_readable_by_its_owner_only(tmp_path: Path):
+    key = tmp_path / "key"
+    key.write_text("secret")
+    key.chmod(0o644)
+    table = OpenAiTable(url="http://127.0.0.1:1/v1", api_key_file="key")
+    found = one(check_engine(subject_in(tmp_path, HostFile(engine=(table,)))))
+    assert (found.state, found.where) == (State.FAILED, "engine[0].api_key_file")
 
 
 @pytest.mark.parametrize(
