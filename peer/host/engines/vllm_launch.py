@@ -1,6 +1,7 @@
 """How vLLM is started. A core: values only. Names of flags are those of vLLM 0.32."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -11,6 +12,9 @@ from peer.host.engines.recipe import Seat
 
 # It ends within a few seconds if no stream is open; with one it was seen to wait for ten minutes.
 STOP_S = 10.0
+# A queue between its processes has 160 MiB, NCCL takes as much for each GPU; what is not touched
+# costs nothing.
+SHARED_MEMORY_BYTES = 4 * 1024**3
 MAX_LOGPROBS = 20  # OpenAI's most
 IMAGE_PYTHON = "python3"
 API_SERVER = "vllm.entrypoints.openai.api_server"
@@ -106,7 +110,10 @@ def vllm_plan(spec: VllmSpec, seat: Seat, build: VllmBuild, *, python: str) -> C
         socket_dir=seat.socket_dir,
         read_only=tuple(mounts),
         cache_dir=seat.cache_dir,
-        bounds=seat.bounds,
+        bounds=replace(
+            seat.bounds,
+            shared_memory_bytes=seat.bounds.shared_memory_bytes or SHARED_MEMORY_BYTES,
+        ),
         gpus=seat.gpus,
         image=spec.image,
         needs_network=spec.ray or not spec.is_folder,

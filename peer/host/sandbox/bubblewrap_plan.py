@@ -13,6 +13,7 @@ from typing import Final
 
 from peer.host.engines.plan import ChildPlan
 from peer.host.sandbox.settings import (
+    SHARED_MEMORY_BYTES,
     TMP_BYTES,
     USER_ID,
     Base,
@@ -107,6 +108,9 @@ def _namespaces(tools: Tools) -> list[str]:
 
 def _file_system(plan: ChildPlan, base: Base) -> list[str]:
     words = ["--proc", "/proc", "--dev", "/dev"]
+    # vLLM's processes talk through it; bubblewrap makes it for its own user alone.
+    shared_memory_bytes = plan.bounds.shared_memory_bytes or SHARED_MEMORY_BYTES
+    words += ["--perms", "1777", "--size", str(shared_memory_bytes), "--tmpfs", "/dev/shm"]
     words += ["--perms", "1777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp"]
     words += ["--ro-bind-try", "/sys/devices/system", "/sys/devices/system"]  # processors, nodes
     shown = [*base.mounts, *plan.read_only]

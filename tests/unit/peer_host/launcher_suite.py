@@ -228,6 +228,19 @@ async def test_child_writes_to_its_cache(place, tmp_path) -> None:
         assert (cache.outside / "kernel").exists()
 
 
+async def test_child_shares_memory_with_its_own_processes(place) -> None:
+    program = (
+        SAY_READY
+        + "from multiprocessing import shared_memory\n"
+        + "memory = shared_memory.SharedMemory(create=True, size=1 << 20)\n"
+        + "memory.buf[:5] = b'there'; memory.close(); memory.unlink()\n"
+        + READY
+    )
+    async with started(place, program) as child:
+        with trio.fail_after(STARTED_S_MAX):
+            assert await child.wait() == "exit status 0"
+
+
 async def test_child_listens_on_a_socket_that_we_reach(place) -> None:
     program = (
         SAY_READY

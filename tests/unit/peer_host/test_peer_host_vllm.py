@@ -132,6 +132,7 @@ def test_caches_lie_in_the_cache_and_bounds_and_gpus_are_those_of_the_seat() -> 
     made = plan(at=at, image="example/vllm")
     assert made.env["TRITON_CACHE_DIR"].startswith("/cache/")
     assert made.bounds.pids_count_max == 99
+    assert made.bounds.shared_memory_bytes == 4 * 1024**3
     assert made.gpus == ("GPU-1",)
     assert made.image == "example/vllm"
 
