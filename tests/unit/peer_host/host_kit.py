@@ -116,6 +116,7 @@ class TestGateway:
         self.clock_offset_ns = 0
         self.answers: dict[int, Answer] = {}
         self.quotes: dict[str, Signed[Quote]] = {}
+        self.slots_free: int | None = None
         self.hello: events.HelloReceived | None = None
         self.session_errors: list[ErrorInfo] = []
         self.vouchers: list[Signed[Voucher]] = []
@@ -241,6 +242,14 @@ class TestGateway:
     def body(self, text: str, **fields: object) -> bytes:
         return body(text, **fields).replace(MODEL.encode(), self.model_id.encode())
 
+    async def ask_slots_free(self) -> int:
+        """Ask for a quote; return how many slots it says are free."""
+        self.slots_free = None
+        self.session.ask_quote(self.model_id)
+        self.flush()
+        await self.wait(lambda: self.slots_free is not None)
+        return self.slots_free
+
     def cancel(self, answer: Answer) -> None:
         self.account.cancel(answer.request.request_id)
         self.session.cancel(answer.channel)
@@ -273,6 +282,7 @@ class TestGateway:
                     voucher = unseal(VOUCHER, envelope, network_id=NETWORK_ID)
                     self.account.restore_best(voucher)
             case events.QuoteReceived(envelope):
+                self.slots_free = event.slots_free
                 quote = unseal(QUOTE, envelope, network_id=NETWORK_ID)
                 self.quotes[quote.value.model_id] = quote
                 self.quoted.set()

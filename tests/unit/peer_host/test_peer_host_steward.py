@@ -198,25 +198,21 @@ async def test_heat_takes_slots_then_pauses_and_gives_them_back(autojump_clock, 
         gateway = world.gateway
         world.sensors.readings = hot(70)
         await trio.sleep(90)  # if the start took so long that the host was blind to its heat
-        allowance_id = gateway.allow()
-        first = gateway.ask(body(max_tokens=8), allowance_id)
-        await first.over.wait()
-        assert first.accepted.slots_free == 4
+        assert await gateway.ask_slots_free() == 4
         world.sensors.readings = hot(85)
         await trio.sleep(16)
-        fewer = gateway.ask(body(max_tokens=8), allowance_id)
-        await fewer.over.wait()
-        assert fewer.accepted.slots_free == 3
+        assert await gateway.ask_slots_free() == 3
         await trio.sleep(60)
-        refused = gateway.ask(body(), allowance_id)
+        refused = gateway.ask(body(), gateway.allow())
         await refused.over.wait()
         assert refused.error.code is ErrorCode.BUSY
         assert "GPU 0 has 85 °C; the limit is 80" in refused.error.message
         world.sensors.readings = hot(60)
         await trio.sleep(90)
-        again = gateway.ask(body(max_tokens=8), allowance_id)
-        await again.over.wait()
-        assert again.accepted.slots_free == 4
+        assert await gateway.ask_slots_free() == 4
+        answer = gateway.ask(body(max_tokens=8), gateway.allow())
+        await answer.over.wait()
+        assert answer.error is None
 
 
 async def test_power_limit_is_set_when_the_owner_says_and_given_back_at_the_end(
