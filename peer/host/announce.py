@@ -79,6 +79,7 @@ class Announcer:
         self._rng = rng
         self._facts = facts
         self._changed = trio.Event()
+        self._models_changed = trio.Event()
         self._published = trio.Event()
         self._sequence = 0
         self._manifests: dict[bytes, bytes] = {}
@@ -87,6 +88,7 @@ class Announcer:
     def changed(self) -> None:
         """Have the record made anew if anything in it changed."""
         self._changed.set()
+        self._models_changed.set()
 
     async def wait_published(self) -> None:
         """Wait until a record has reached the DHT."""
@@ -192,6 +194,7 @@ class Announcer:
         due_s = trio.current_time()
         first = True
         while True:
+            self._models_changed = trio.Event()
             facts = self._facts()
             models = tuple(offer.model_id for offer in facts.offers)
             is_due = models != provided or trio.current_time() >= due_s
@@ -201,7 +204,8 @@ class Announcer:
                 wait_s = PROVIDE_AGAIN_S if first else PROVIDE_S * self._rng.uniform(0.9, 1.0)
                 first = first and not is_done
                 due_s = trio.current_time() + wait_s
-            await trio.sleep(RETRY_S_MIN if not provided else LOOK_S)
+            with trio.move_on_after(RETRY_S_MIN if not provided else LOOK_S):
+                await self._models_changed.wait()  # a model that was just loaded is wanted now
 
     async def _provide(self, facts: Facts) -> bool:
         """Announce every model under all its keys; return whether all of it worked."""

@@ -9,10 +9,12 @@ import pytest
 import trio
 import trio.testing
 from host_kit import MODEL, World, body, open_world
+from settlement_stub import NETWORK_ID
 from test_peer_host_fleet import OTHER, ask_other, other, quoted
 
 from p2p.errors import ErrorCode
 from peer.host import main
+from peer.host.announce import provider_keys
 from peer.host.config import FakeSpec
 from peer.host.engines.api import EngineState
 from peer.host.engines.fleet import Fleet, FleetRefusal
@@ -72,6 +74,18 @@ async def test_drain_ends_at_its_time_and_a_second_wish_only_hastens_it(
         assert answer.error.code is ErrorCode.DRAINING
         assert answer.receipt.cost_micros > 0
         assert fleet.members == {}
+
+
+async def test_loaded_model_is_found_in_the_directory_within_a_second(
+    tmp_path, monkeypatch, autojump_clock
+) -> None:
+    async with open_fleet_world(tmp_path, monkeypatch) as (world, fleet):
+        await trio.sleep(20)  # what the host began with is announced
+        fleet.load(other())
+        await trio.sleep(1)
+        keys = provider_keys(NETWORK_ID, OTHER, now_ns=world.network.wall_clock())
+        providers = world.network.directory_store.providers
+        assert all(world.ready.peer_id in providers.get(key, ()) for key in keys)
 
 
 async def test_engine_that_loads_for_long_holds_up_nobody(
