@@ -38,7 +38,12 @@ class Terminal:
     @property
     def text(self) -> str:
         """All that was shown, without colours and cursor movements."""
-        return _ESCAPES.sub("", self._raw.decode("utf-8", "replace"))
+        return _ESCAPES.sub("", self.raw_text)
+
+    @property
+    def raw_text(self) -> str:
+        """All that was shown, as the terminal got it."""
+        return self._raw.decode("utf-8", "replace")
 
     def expect(self, words: str, within_s: float = SHOWN_SECONDS_MAX) -> str:
         """Wait until words are shown after those expected before; return what came until then."""
