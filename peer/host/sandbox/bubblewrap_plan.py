@@ -112,6 +112,7 @@ def _file_system(plan: ChildPlan, base: Base) -> list[str]:
     shared_memory_bytes = plan.bounds.shared_memory_bytes or SHARED_MEMORY_BYTES
     words += ["--perms", "1777", "--size", str(shared_memory_bytes), "--tmpfs", "/dev/shm"]
     words += ["--perms", "1777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp"]
+    words += _parents([PurePosixPath("/sys/devices/system")])
     words += ["--ro-bind-try", "/sys/devices/system", "/sys/devices/system"]  # processors, nodes
     shown = [*base.mounts, *plan.read_only]
     shared = [plan.socket_dir, *([plan.cache_dir] if plan.cache_dir else [])]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 from launcher_suite import *  # noqa: F403 - the tests of every launcher
 from sandbox_cases import *  # noqa: F403 - the probe
 
@@ -45,3 +46,10 @@ def test_every_attempt_gets_out_where_there_is_no_sandbox(tmp_path) -> None:
         subprocess.run(command, check=True, pass_fds=(put_up.descriptor,), timeout=120)
     attempts = parse_report((tmp_path / "report.json").read_bytes())
     assert {each.name for each in attempts if not each.escaped} <= MAY_BE_ABSENT
+
+
+async def test_child_sees_how_many_processors_there_are(place) -> None:
+    where = "/sys/devices/system/cpu/possible"  # vLLM binds its threads by it
+    program = SAY_READY + f"(out / 'seen').write_text(pathlib.Path({where!r}).read_text())\n"  # noqa: F405
+    async with started(place, program + READY):  # noqa: F405
+        assert await place.wait_file("seen") == await trio.Path(where).read_text()
