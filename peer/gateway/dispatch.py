@@ -6,7 +6,7 @@ list until the host table says that something changed.
 """
 
 import logging
-import os
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -297,7 +297,7 @@ class Running:
     def _outgoing(self, ranked: Ranked, tokens_max: int) -> OutgoingRequest:
         offer, quote = ranked.candidate.offer, ranked.candidate.quote
         assert quote is not None
-        chance = os.urandom(_CHANCE_BYTES + ID_BYTES)
+        chance = secrets.token_bytes(_CHANCE_BYTES + ID_BYTES)
         request_id = RequestId(timed_id(self._dispatcher.clock(), chance[:_CHANCE_BYTES]))
         body = upstream_body(self._call.request, offer.model_id)
         bound = bound_micros(quote, body_bytes=len(body), output_tokens=tokens_max)

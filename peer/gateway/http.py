@@ -1,6 +1,6 @@
 """The gateway's HTTP face: OpenAI's paths, and our own beside them."""
 
-import os
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, unquote
@@ -114,7 +114,7 @@ class GatewayHandler:
 
     def handle(self, request: HttpRequest, exchange: Exchange) -> None:
         """Answer a request now or later."""
-        chance = os.urandom(ANSWER_ID_BYTES)
+        chance = secrets.token_bytes(ANSWER_ID_BYTES)
         answer_id = "req_" + timed_id(self.clock(), chance).hex()
         visit = _Visit(request, exchange, answer_id, self.now())
         exchange.is_strangers = True  # until a key says otherwise
