@@ -98,6 +98,10 @@ class MemoryNetwork:
         """Return this network's wall clock: a fixed day plus trio's time."""
         return EPOCH_NS + int((trio.current_time() - self._started_s) * 1e9)
 
+    def skip_time(self, seconds: float) -> None:
+        """Let everybody's wall clock move on, as it does while a machine is suspended."""
+        self._started_s -= seconds
+
     # -- weather -------------------------------------------------------------------------------
 
     def freeze(self, peer_id: PeerId) -> None:

@@ -1,7 +1,7 @@
 """Links that gateways open: each begins a session, or goes on with one whose link was cut."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from p2p import limits
 from p2p.errors import ErrorCode, RemoteProtocolError
@@ -144,3 +144,12 @@ class Arrival:
         self._answer = resume_bytes(asked.session_id, session.session.received_bytes)
         self._owner, fresh = session, self._owner
         fresh.give_up("its link goes on with another session")
+
+
+def end_stale_sessions(links: Iterable[HostLink], slept_ns: int) -> None:
+    """End all sessions if the machine slept longer than any gateway waits for them."""
+    if slept_ns <= limits.RESUME_NS_MAX:
+        return
+    for link in list(links):
+        link.give_up("this machine was suspended")
+        link.link.reset()

@@ -86,6 +86,7 @@ class Books:
         self.closes = Closes(key)
         self._customers_max = customers_max
         self.keys_wanted = False
+        self.key_trouble = ""
         self._accounts: dict[tuple[bytes, PublicKey], Account] = {}
         self._by_allowance: dict[AllowanceId, Account] = {}
         self._signers: dict[Digest, PublicKey] = {}
@@ -127,6 +128,11 @@ class Books:
             allowance = unseal(ALLOWANCE, each.envelope, network_id=self.network_id).value
             self.closes.add(allowance, each.final_cum_micros, is_submitted=each.is_submitted)
         self.closes.prune(self.clock())
+
+    @property
+    def trouble(self) -> str:
+        """Why no money may be taken now: the disk, or another host with our key; or empty."""
+        return self.journal.trouble or self.key_trouble
 
     def free_account(self) -> Account:
         """Return a fresh account for requests at zero price, which lives with its session."""
@@ -438,6 +444,11 @@ class Books:
         self.closes.submitted(allowance_ids)
         for allowance_id in allowance_ids:
             self.journal.mark_closed(allowance_id, Closed.SUBMITTED)
+
+    def time_jumped(self, set_ns: int) -> None:
+        """Take note that the clock was set: what was used a minute ago was not idle for hours."""
+        for account in self._accounts.values():
+            account.used_at_ns += set_ns
 
     def prune(self, now_ns: int) -> None:
         """Forget what can't be settled any more."""

@@ -20,6 +20,7 @@ from p2p.signing import SecretKey
 from p2p.types import AllowanceId
 from peer.group_commit import Runner, run_in_thread
 from peer.host.announce import Announcer, Facts
+from peer.host.arrivals import end_stale_sessions
 from peer.host.asker import Asker
 from peer.host.books import Books
 from peer.host.config import HostConfig, HostedEngine, OpenAiSpec, Ready
@@ -52,6 +53,7 @@ from peer.host.store.fetch import Fetcher
 from peer.host.store.library import Library
 from peer.host.terms_keeper import TermsKeeper
 from peer.host.terms_status import TermsBoard
+from peer.host.vigil import Jump, Vigil, system_asleep_ns
 from peer.http.loop import Loop
 from peer.settlement_client import SettlementClient
 
@@ -83,6 +85,7 @@ class HostTools:
         settlement_transport: Instead of TCP.
         make_engine: Instead of ``make_engine``.
         sensors: Instead of the machine's.
+        asleep_ns: How long the machine was suspended.
     """
 
     run_work: Runner = run_in_thread
@@ -90,6 +93,7 @@ class HostTools:
     settlement_transport: httpx.AsyncBaseTransport | None = None
     make_engine: Callable[[HostedEngine], Engine] | None = None
     sensors: Sensors | None = None
+    asleep_ns: Callable[[], int] = system_asleep_ns
 
 
 async def run_host(
@@ -222,6 +226,7 @@ class _Host:
             nursery.start_soon(announcer.run)
             nursery.start_soon(self._report_hardware, settler, announcer)
             nursery.start_soon(steward.run)
+            nursery.start_soon(self._make_vigil(server, announcer, settler, steward).run)
             nursery.start_soon(self._watch_index(client, journal, server).run)
             nursery.start_soon(self._get_ready, settler, announcer, ready)
             await stopping.wait()
@@ -364,6 +369,29 @@ class _Host:
         self._asker.index_of = watch.index_of
         self._asker.index_detail = watch.detail
         return watch
+
+    def _make_vigil(
+        self, server: HostServer, announcer: Announcer, settler: Settler, steward: Steward
+    ) -> Vigil:
+        """Have all that hangs on the time look again when it jumps."""
+
+        def rival() -> None:
+            server.books.key_trouble = (
+                announcer.rival.trouble if announcer.rival is not None else ""
+            )
+            announcer.changed()
+
+        def jumped(jump: Jump) -> None:
+            settler.time_jumped(jump.set_ns)
+            end_stale_sessions(server.links, jump.slept_ns)
+            steward.terms_changed()
+            server.offers_changed()
+            announcer.time_jumped()
+
+        vigil = Vigil(self._clock, self._tools.asleep_ns, lambda: server.state)
+        vigil.on_jump, vigil.on_state = jumped, announcer.changed
+        announcer.on_rival = rival
+        return vigil
 
     def _make_announcer(
         self, node: Node, journal: Journal, server: HostServer, settler: Settler

@@ -104,7 +104,7 @@ class HostServer:
             holds=self.holds,
             clock_offset_ns=self.clock_offset_ns,
             clock_skew_ns_max=limits.CLOCK_SKEW_NS_MAX,
-            journal_trouble=self.books.journal.trouble,
+            journal_trouble=self.books.trouble,
             is_engine_ready=is_ready,
             withheld="" if is_ready else self.fleet.withheld,
             has_keys=bool(self.books.settlement_keys) or self.fleet.is_free,

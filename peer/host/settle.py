@@ -70,6 +70,8 @@ class Settler:
         self._rng = rng
         self._lock = trio.Lock()
         self._wanted = trio.Event()
+        self._offset_ns: int | None = None  # settlement's clock minus ours, as far as we know
+        self._knock_wanted = trio.Event()
         self._first_round = trio.Event()
         self.is_reachable = False
         self.last_settled_at_ns = 0
@@ -101,6 +103,18 @@ class Settler:
     def want(self) -> None:
         """Settle soon."""
         self._wanted.set()
+
+    def time_jumped(self, set_ns: int) -> None:
+        """Ask settlement for the time at once, and settle: the machine may have slept for long.
+
+        Args:
+            set_ns: How far the wall clock was set forward.
+        """
+        if self._offset_ns is not None:
+            self._learn_offset(self._offset_ns - set_ns)
+        self._books.time_jumped(set_ns)
+        self._knock_wanted.set()
+        self.want()
 
     async def run(self, enrol_code: str | None) -> None:
         """Knock, enrol if need be, and settle at its times, until cancelled.
@@ -145,7 +159,9 @@ class Settler:
 
     async def _knock_on(self) -> None:
         while True:
-            await trio.sleep(KNOCK_S * self._rng.uniform(0.9, 1.1))
+            self._knock_wanted = trio.Event()
+            with trio.move_on_after(KNOCK_S * self._rng.uniform(0.9, 1.1)):
+                await self._knock_wanted.wait()
             await self.knock()
 
     async def _watch(self) -> None:
@@ -171,22 +187,34 @@ class Settler:
 
     async def _prune(self) -> None:
         while True:
-            self._journal.prune(self._books.clock() - limits.RECEIPT_KEEP_NS)
+            if self._knows_time:  # a clock that was set years ahead must not cost any receipt
+                self._journal.prune(self._books.clock() - limits.RECEIPT_KEEP_NS)
             await trio.sleep(PRUNE_S)
+
+    @property
+    def _knows_time(self) -> bool:
+        """Whether this machine's clock is known to be right, by settlement's last answer."""
+        return self._offset_ns is not None and abs(self._offset_ns) <= limits.CLOCK_SKEW_NS_MAX
+
+    def _learn_offset(self, offset_ns: int) -> None:
+        self._offset_ns = offset_ns
+        self.on_clock(offset_ns)
 
     # -- one thing at a time -------------------------------------------------------------------
 
     async def knock(self) -> bool:
         """Learn keys and clock; return whether settlement answered."""
+        before_ns = self._client.clock_offset_ns
         try:
             status = await self._client.network()
         except (SettlementUnreachableError, SettlementRefusedError) as error:
-            if self._client.clock_offset_ns is not None:
-                self.on_clock(self._client.clock_offset_ns)
+            offset_ns = self._client.clock_offset_ns
+            if offset_ns is not None and offset_ns != before_ns:  # it said no, and when
+                self._learn_offset(offset_ns)
             self._failed(error)
             return False
         self._answered()
-        self.on_clock(status.clock_offset_ns)
+        self._learn_offset(status.clock_offset_ns)
         if status.keys != self._books.settlement_keys:
             self._books.settlement_keys = status.keys
             self._journal.put_meta(_KEYS, b"".join(sorted(status.keys)))
@@ -194,8 +222,12 @@ class Settler:
 
     async def _enrol(self, enrol_code: str | None) -> bool:
         """Join the account of the code; return False if it is worth another try."""
-        if await self._journal.load_meta(_ACCOUNT) is not None:
-            return True
+        try:
+            if await self._journal.load_meta(_ACCOUNT) is not None:
+                return True
+        except JournalError as error:
+            _LOG.warning("%s; trying again", error)
+            return False
         if enrol_code is None:
             self._no_account("no account is known here, so nobody may be able to pay this host")
             return True
@@ -262,6 +294,8 @@ class Settler:
     async def _close_idle(self) -> None:
         """Close what is not used any more; no word of it leaves before the journal has it."""
         now_ns = self._books.clock()
+        if not self._knows_time:
+            return  # what looks over and idle may be neither
         self._books.prune(now_ns)
         if not self.is_reachable or self._journal.trouble:
             return  # without settlement no gateway could get another allowance
@@ -277,6 +311,8 @@ class Settler:
         _LOG.error("%s", self._account_trouble)
 
     def _answered(self) -> None:
+        if self._trouble:
+            _LOG.info("settlement answers again")
         self.is_reachable, self._trouble = True, ""
 
     def _failed(self, error: Exception) -> None:
