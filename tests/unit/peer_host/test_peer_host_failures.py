@@ -163,10 +163,9 @@ async def test_full_disk_is_logged_refuses_and_heals(autojump_clock, tmp_path, c
 async def test_full_disk_lets_no_record_out_whose_number_is_not_on_disk(
     autojump_clock, tmp_path
 ) -> None:
-    async with open_world(tmp_path) as world:
+    async with open_world(tmp_path, deadline_s=1000) as world:
         sequence = world.record().sequence
         world.disk.fail()
-        world.engine.detail = "another"
         await trio.sleep(400)  # a new record was due
         assert world.record().sequence == sequence
 
@@ -232,12 +231,13 @@ async def test_copy_of_the_data_directory_elsewhere_stops_this_host_until_it_is_
 
 async def test_host_that_restarts_is_no_rival_of_its_own(autojump_clock, tmp_path) -> None:
     async with open_world(tmp_path, deadline_s=4000) as world:
-        for _ in range(3):
+        gateway = world.gateway
+        for number in range(3):
             await world.stop_host()
             await world.start_host()
-            gateway = await world.connect()
+            await world.connect(gateway)
             await trio.sleep(700)
-            await answered(gateway, gateway.allow())
+            await answered(gateway, gateway.allow(f"of start {number}"))
 
 
 async def test_record_of_ours_is_no_rival(autojump_clock, tmp_path) -> None:
