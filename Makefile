@@ -7,7 +7,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help image apt apt-sandbox apt-bench apt-node bench bench-settlement fuzz demo test test-all test-more test-vllm lint lock venv-demo venv-dev clean \
+.PHONY: help image apt apt-sandbox apt-bench apt-node bench bench-host bench-settlement fuzz demo test test-all test-more test-vllm lint lock venv-demo venv-dev clean \
 	soak soak-sim soak-power soak-kill soak-fuzz
 
 # The first of these that is new enough: the usual name, then the versions that CI runs.
@@ -140,6 +140,10 @@ soak-kill: venv-dev
 # Vouchers and receipts a second; ARGS="--runs 1 --part rate" for less. See docs/performance.md.
 bench-settlement: venv-dev
 	$(BIN)/python -m bench.settlement $(ARGS)
+
+# The host beside the engine alone, in 5 min; QUICK=1 in 90 s. See docs/performance.md.
+bench-host: venv-dev
+	$(BIN)/python -m bench.host $(if $(QUICK),--quick) $(ARGS)
 
 clean:
 	rm -rf .venv .venv-lock .venv-vllm build dist *.egg-info tests/interop/node_modules

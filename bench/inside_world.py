@@ -8,7 +8,7 @@ are told of each other, and in place of settlement a stand-in signs allowances.
 import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +115,7 @@ class _Settlement:
         return ()
 
 
-class _Known:
+class Known:
     """A directory in which everybody knows one host."""
 
     def __init__(self, host: PeerAddress, record: bytes) -> None:
@@ -123,16 +123,20 @@ class _Known:
         self._record = record
 
     async def publish_record(self, envelope: bytes) -> None:
+        """Take it; nobody asks for it here."""
         await trio.lowlevel.checkpoint()
 
     async def provide_model(self, key: str) -> None:
+        """Likewise."""
         await trio.lowlevel.checkpoint()
 
     async def find_providers(self, key: str) -> Sequence[PeerAddress]:
+        """Return the host."""
         await trio.lowlevel.checkpoint()
         return (self._host,)
 
     async def find_record(self, peer_id: PeerId) -> bytes | None:
+        """Return the host's record."""
         await trio.lowlevel.checkpoint()
         return self._record
 
@@ -189,12 +193,13 @@ class Inside:
                 await trio.sleep(POLL_S)
 
 
-async def _run_host(
+async def run_host(
     directory: Path,
     engine_url: str,
     *,
     task_status: TaskStatus[tuple[HostServer, PeerAddress, bytes]],
 ) -> None:
+    """Serve the engine until cancelled; tells its server, where it listens, and its record."""
     network = NetworkInfo(NETWORK, _SETTLEMENT.public, "http://settlement.invalid", ())
     config = HostConfig(
         data_dir=directory,
@@ -262,19 +267,24 @@ def _record(server: HostServer, addresses: tuple[str, ...]) -> bytes:
     return seal(_HOST, RECORD, record)
 
 
-async def _run_gateway(
-    directory: Path,
-    known: _Known,
-    *,
-    task_status: TaskStatus[tuple[Core, str, str]],
-) -> None:
-    made = new_key(
-        directory,
-        "bench",
-        now_ns=1,
-        requests_per_minute=UNITS_PER_MINUTE,
-        tokens_per_minute=UNITS_PER_MINUTE,
-    )
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A gateway without its HTTP server, linked to the host and measured by its probes."""
+
+    core: Core
+    loop: Loop
+    journal: GatewayJournal
+    nursery: trio.Nursery
+
+
+@asynccontextmanager
+async def open_client(directory: Path, known: Known) -> AsyncIterator[Client]:
+    """Run what speaks to a host: wallet, session, libp2p, routing, a journal on disk.
+
+    Args:
+        directory: For the journal.
+        known: The only host.
+    """
     loop = Loop()
     async with (
         open_gateway_journal(directory / "gateway.sqlite3") as journal,
@@ -295,33 +305,46 @@ async def _run_gateway(
         nursery.start_soon(wallet.run)
         nursery.start_soon(parts.run)
         nursery.start_soon(loop.run)
+        while not _is_ready(core):  # noqa: ASYNC110 - a callback makes it so
+            await trio.sleep(POLL_S)
+        yield Client(core, loop, journal, nursery)
+        nursery.cancel_scope.cancel()
+
+
+async def _run_gateway(
+    directory: Path,
+    known: Known,
+    *,
+    task_status: TaskStatus[tuple[Core, str, str]],
+) -> None:
+    made = new_key(
+        directory,
+        "bench",
+        now_ns=1,
+        requests_per_minute=UNITS_PER_MINUTE,
+        tokens_per_minute=UNITS_PER_MINUTE,
+    )
+    async with open_client(directory, known) as client:
         with open_keys(directory) as keys:
-            handler = _handler(core, journal, keys, nursery, loop.now_ns)
-            with contextlib.closing(HttpServer(loop, handler, wall_clock=system_clock)) as server:
+            handler = _handler(client, keys)
+            server = HttpServer(client.loop, handler, wall_clock=system_clock)
+            with contextlib.closing(server):
                 port = server.listen_tcp("127.0.0.1", 0)
-                while not _is_ready(core):  # noqa: ASYNC110 - a callback makes it so
-                    await trio.sleep(POLL_S)
-                task_status.started((core, f"http://127.0.0.1:{port}/v1", made.key))
+                task_status.started((client.core, f"http://127.0.0.1:{port}/v1", made.key))
                 await trio.sleep_forever()
 
 
-def _handler(
-    core: Core,
-    journal: GatewayJournal,
-    keys: KeyStore,
-    nursery: trio.Nursery,
-    now: Callable[[], int],
-) -> GatewayHandler:
+def _handler(client: Client, keys: KeyStore) -> GatewayHandler:
     return GatewayHandler(
-        dispatcher=core.dispatcher,
-        table=core.table,
+        dispatcher=client.core.dispatcher,
+        table=client.core.table,
         keys=keys,
-        journal=journal,
+        journal=client.journal,
         guard=Guard("127.0.0.1"),
         rates=Rates(),
-        now=now,
+        now=client.loop.now_ns,
         clock=system_clock,
-        spawn=nursery.start_soon,
+        spawn=client.nursery.start_soon,
     )
 
 
@@ -343,10 +366,10 @@ async def open_inside(directory: Path, engine_url: str) -> AsyncIterator[Inside]
     async with trio.open_nursery() as nursery:
         with trio.fail_after(READY_S_MAX):
             server, address, record = await nursery.start(
-                _run_host, directory / "host", engine_url, name="host"
+                run_host, directory / "host", engine_url, name="host"
             )
             core, url, key = await nursery.start(
-                _run_gateway, directory / "gateway", _Known(address, record), name="gateway"
+                _run_gateway, directory / "gateway", Known(address, record), name="gateway"
             )
         yield Inside(url, key, core, server)
         nursery.cancel_scope.cancel()

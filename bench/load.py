@@ -22,34 +22,9 @@ import uvloop
 
 from bench import usage
 from bench.figures import Sample, histogram
+from bench.orders import TOKEN, Order, chat_body
 
-_TOKEN = re.compile(rb"~(\d{6,20})~")
-PROMPT_BYTES = 200
 RECONNECT_S = 0.05
-DISTURBERS_COUNT = 3
-
-
-class Order(msgspec.Struct, kw_only=True):
-    """What to do.
-
-    Attributes:
-        base_url: OpenAI's, with ``/v1``.
-        with_cost: Whether every usage must hold a price.
-        watched: Groups of processes whose CPU and memory count.
-    """
-
-    base_url: str
-    api_key: str
-    model: str
-    is_stream: bool
-    tokens_count: int
-    gap_ms: float
-    window_s: float
-    warmup_s: float
-    concurrency: int
-    with_cost: bool
-    watched: dict[str, list[int]]
-    core: int | None = None
 
 
 class Recorder:
@@ -74,16 +49,7 @@ class Recorder:
 def request_bytes(order: Order) -> bytes:
     """Return the one request that all clients send again and again."""
     url = urlsplit(order.base_url)
-    prompt = f"@@bench n={order.tokens_count} gap_ms={order.gap_ms:g}@@ "
-    prompt += "lorem ipsum " * ((PROMPT_BYTES - len(prompt)) // 12)
-    asked: dict[str, object] = {
-        "model": order.model,
-        "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": order.tokens_count,
-    }
-    if order.is_stream:
-        asked |= {"stream": True, "stream_options": {"include_usage": True}}
-    body = msgspec.json.encode(asked)
+    body = chat_body(order)
     head = (
         f"POST {url.path}/chat/completions HTTP/1.1",
         f"host: {url.netloc}",
@@ -161,7 +127,7 @@ class Client(asyncio.Protocol):
         data = self._rest + body
         cut = data.rfind(b"\n") + 1
         self._rest, data = data[cut:], data[:cut]
-        for match in _TOKEN.finditer(data):
+        for match in TOKEN.finditer(data):
             self._on_token(int(match[1]))
         if self._count >= self._load.order.tokens_count:
             self._body += data
@@ -205,7 +171,7 @@ class Client(asyncio.Protocol):
             seen.error(f"status {self._status}", text)
             return
         if not order.is_stream:
-            self._count = len(_TOKEN.findall(text))
+            self._count = len(TOKEN.findall(text))
             seen.tokens += self._count if seen.is_open else 0
         if self._count != order.tokens_count:
             seen.error("token count", f"{self._count} of {order.tokens_count}: {text!r}")
@@ -263,7 +229,7 @@ class Load:
         after, own_s = self._cpu_s(watched), time.process_time() - own
         busy_s = usage.machine_busy_s() - busy_s
         cpu_s = {group: after[group] - before[group] for group in watched}
-        disturbers = _disturbers(everyone, set().union(*watched.values()))
+        disturbers = usage.disturbers(everyone, set().union(*watched.values()))
         others_s = max(0.0, busy_s - own_s - sum(cpu_s.values()))
         rss_kib = {group: usage.rss_kib(pids) for group, pids in watched.items()}
         self.is_stopping = True
@@ -290,14 +256,6 @@ class Load:
 
     def _cpu_s(self, watched: dict[str, set[int]]) -> dict[str, float]:
         return {group: usage.cpu_s(pids) for group, pids in watched.items()}
-
-
-def _disturbers(before: dict[int, float], watched: set[int]) -> dict[str, float]:
-    """Return who else used most CPU seconds since, dearest first."""
-    ours = {*watched, os.getpid()}
-    used = {pid: s - before.get(pid, 0.0) for pid, s in usage.all_cpu_s().items()}
-    worst = sorted(used.keys() - ours, key=lambda pid: -used[pid])[:DISTURBERS_COUNT]
-    return {usage.name(pid): used[pid] for pid in worst if used[pid] > 0}
 
 
 async def _run(order: Order) -> Sample:

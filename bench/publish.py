@@ -11,16 +11,21 @@ END = "<!-- bench: end -->"
 
 
 def renewed(page: str, made: Report) -> str:
-    """Return a page with the tables of a report between its marks.
+    """Return a page with the tables of a report between its marks."""
+    return between(page, section(made), BEGIN, END)
+
+
+def between(page: str, text: str, begin_mark: str, end_mark: str) -> str:
+    """Return a page with a text between two marks.
 
     Raises:
         ValueError: If it has no marks.
     """
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    head, begin, rest = page.partition(begin_mark)
+    _, end, tail = rest.partition(end_mark)
     if not begin or not end:
-        raise ValueError(f"the page lacks {BEGIN} and {END}")
-    return f"{head}{BEGIN}\n{section(made)}\n{END}{tail}"
+        raise ValueError(f"the page lacks {begin_mark} and {end_mark}")
+    return f"{head}{begin_mark}\n{text}\n{end_mark}{tail}"
 
 
 def section(made: Report) -> str:

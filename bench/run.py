@@ -100,7 +100,7 @@ class Bench:
         key = (target.name, str(case))
         self.rss_before_kib[key] = target.rss_before_kib
         for _ in range(TRIES_PER_RUN_MAX):
-            _wait_idle()
+            wait_idle()
             before = target.traffic()
             sample = self._sample(case, target)
             sample.traffic = {name: n - before.get(name, 0) for name, n in target.traffic().items()}
@@ -113,14 +113,14 @@ class Bench:
 
     def _sample(self, case: Case, target: Target) -> Sample:
         profiled = target.watched.get(self.options.profile or "")
-        load = _start_load(case, target)
+        load = start_load(case, target)
         if not profiled:
-            return _finish_load(load)
+            return finish_load(load)
         out = tools.BUILD / f"{target.name}-{self.options.profile}-{case}".replace(":", "-")
         stacks = out.with_suffix(".folded")
         time.sleep(case.scenario.warmup_s)
         spy = profiler.start(profiled[0], case.scenario.window_s, stacks)
-        sample = _finish_load(load)
+        sample = finish_load(load)
         spy.wait(LOAD_S_MAX)
         table = profiler.flat(stacks.read_text().splitlines())
         out.with_suffix(".txt").write_text(table)
@@ -195,7 +195,8 @@ def order_of(case: Case, target: Target, core: int = CORE_OF_LOAD) -> bytes:
     return json.dumps(order).encode()
 
 
-def _start_load(case: Case, target: Target) -> "subprocess.Popen[bytes]":
+def start_load(case: Case, target: Target) -> "subprocess.Popen[bytes]":
+    """Start ``bench.load`` on a case."""
     process = subprocess.Popen(
         [str(tools.tools_python()), "-m", "bench.load"],
         cwd=tools.ROOT,
@@ -209,16 +210,17 @@ def _start_load(case: Case, target: Target) -> "subprocess.Popen[bytes]":
     return process
 
 
-def _finish_load(process: "subprocess.Popen[bytes]") -> Sample:
+def finish_load(process: "subprocess.Popen[bytes]") -> Sample:
+    """Return what a load saw, once it has ended."""
     out, _ = process.communicate(timeout=LOAD_S_MAX)
     if process.returncode:
         raise SystemExit("the load failed")
     return msgspec.json.decode(out, type=Sample)
 
 
-def _wait_idle() -> None:
+def wait_idle(seconds_max: float = IDLE_WAIT_S_MAX) -> None:
     """Wait until the run before has ended altogether, and nobody else works here."""
-    deadline = time.monotonic() + IDLE_WAIT_S_MAX
+    deadline = time.monotonic() + seconds_max
     while time.monotonic() < deadline:
         before_s = usage.machine_busy_s()
         time.sleep(IDLE_LOOK_S)
@@ -263,9 +265,7 @@ def main() -> None:
     options = _read_options(sys.argv[1:])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # all that was started must end
     bench = Bench(options)
-    made = Report(
-        machine=_machine(), is_quick=options.is_quick, notes=bench.notes, rows=bench.run()
-    )
+    made = Report(machine=machine(), is_quick=options.is_quick, notes=bench.notes, rows=bench.run())
     if options.out and options.merge and options.out.exists():
         made = report.merged(report.read(options.out), made)
     if options.out:
@@ -275,7 +275,8 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def _machine() -> dict[str, str]:
+def machine() -> dict[str, str]:
+    """Return on what, and with what, this runs: words for a report."""
     described = ["git", "describe", "--always", "--dirty", "--tags"]
     commit = subprocess.run(described, cwd=tools.ROOT, capture_output=True, text=True, check=False)
     cpu = next(

@@ -80,7 +80,7 @@ def running_engine(core: int) -> Iterator[tuple[str, int]]:
         port = int(process.stdout.readline())
         yield f"http://127.0.0.1:{port}/v1", process.pid
     finally:
-        _end(process)
+        end(process)
 
 
 @contextlib.contextmanager
@@ -262,7 +262,7 @@ def _running(command: list[str], health_url: str) -> Iterator[int]:
             usage.pin(usage.family([process.pid]), CORE_OF_TARGET)
             yield process.pid
         finally:
-            _end(process)
+            end(process)
 
 
 def _answers(url: str, process: "subprocess.Popen[bytes]") -> bool:
@@ -282,7 +282,8 @@ def _wait(is_ready: Callable[[], bool], what: str) -> None:
     raise tools.ToolMissingError(f"{what}: not ready in {START_S_MAX:.0f} s")
 
 
-def _end(process: "subprocess.Popen[bytes] | subprocess.Popen[str]") -> None:
+def end(process: "subprocess.Popen[bytes] | subprocess.Popen[str]") -> None:
+    """Stop a process that we started; kill it if it does not."""
     process.terminate()
     try:
         process.wait(STOP_S_MAX)

@@ -8,6 +8,7 @@ from pathlib import Path
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PROC = Path("/proc")
 _NAME_LENGTH_MAX = 80
+_DISTURBERS_COUNT = 3
 
 
 def family(pids: Iterable[int]) -> set[int]:
@@ -48,6 +49,14 @@ def name(pid: int) -> str:
         words = (_PROC / str(pid) / "cmdline").read_text().split("\0")
         return " ".join(words)[:_NAME_LENGTH_MAX] or _stat_name(pid)
     return ""
+
+
+def disturbers(before: dict[int, float], watched: set[int]) -> dict[str, float]:
+    """Return who else used most CPU seconds since, dearest first."""
+    ours = {*watched, os.getpid()}
+    used = {pid: s - before.get(pid, 0.0) for pid, s in all_cpu_s().items()}
+    worst = sorted(used.keys() - ours, key=lambda pid: -used[pid])[:_DISTURBERS_COUNT]
+    return {name(pid): used[pid] for pid in worst if used[pid] > 0}
 
 
 def machine_busy_s() -> float:

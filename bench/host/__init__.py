@@ -1,0 +1,1 @@
+"""The host alone: what it adds to the engine, and what it costs."""
