@@ -14,7 +14,7 @@ from settlement.store import Machine
 class PriceTables:
     """The rows."""
 
-    quotes: dict[QuoteId, StoredQuote] = field(default_factory=dict)
+    quotes: dict[tuple[QuoteId, str], StoredQuote] = field(default_factory=dict)
     uses: dict[tuple[int, QuoteId, AllowanceId], Use] = field(default_factory=dict)
 
     def __copy__(self) -> "PriceTables":
@@ -38,11 +38,11 @@ class MemoryPrices:
         """Return use since an hour whose quote is known and is the allowance's host's."""
         found = []
         for use in sorted(self._tables.uses.values(), key=lambda each: -each.hour):
-            quote = self._tables.quotes.get(use.quote_id)
             state = self._allowances.get(use.allowance_id)
-            if use.hour < since_hour or quote is None or state is None:
+            if use.hour < since_hour or state is None:
                 continue
-            if state.host_peer_id != quote.host_peer_id:
+            quote = self._tables.quotes.get((use.quote_id, state.host_peer_id))
+            if quote is None:
                 continue
             owner = self._machines.get(quote.host_peer_id)
             found.append(
@@ -64,7 +64,7 @@ class MemoryPrices:
     def put_quotes(self, quotes: Sequence[StoredQuote]) -> None:
         """Write quotes; those kept already are left as they are."""
         for each in quotes:
-            self._tables.quotes.setdefault(each.quote_id, each)
+            self._tables.quotes.setdefault((each.quote_id, each.host_peer_id), each)
 
     def add_uses(self, uses: Iterable[Use]) -> None:
         """Add use to what was used in the same hour."""

@@ -2,14 +2,15 @@
 
 A price counts by its host's signed quote; how much was used at it, by receipts that both sides
 signed; and that it was paid, by the vouchers of their allowance: tokens count for the part of
-their cost that was posted. What does not cost what its quote says is left out. An owner who pays
+their cost that was posted, each kind of them for its own price. What does not cost what its quote says is left out. An owner who pays
 his own hosts does not count, and below ``ACCOUNTS_MIN`` payers a model has no index: a few
 friends should not make a price. Whoever pays for most tokens still has most weight.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from p2p.receipts.cost import TOKENS_PER_MTOK
 from p2p.types import model_key
@@ -17,6 +18,9 @@ from settlement.price_store import PaidUse
 
 WINDOW_HOURS = 24
 ACCOUNTS_MIN = 3
+_PROMPT = attrgetter("prompt_tokens")
+_CACHED = attrgetter("cached_tokens")
+_COMPLETION = attrgetter("completion_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +87,36 @@ def _costs_what_it_should(use: PaidUse) -> bool:
 
 
 def _paid_tokens(use: PaidUse, cost_micros: int) -> int:
-    tokens = use.prompt_tokens + use.cached_tokens + use.completion_tokens
     if not cost_micros:
         return 0
-    return tokens * min(use.posted_micros, cost_micros) // cost_micros
+    return _all_tokens(use) * min(use.posted_micros, cost_micros) // cost_micros
+
+
+def _all_tokens(use: PaidUse) -> int:
+    return use.prompt_tokens + use.cached_tokens + use.completion_tokens
 
 
 def _model_index(uses: Sequence[tuple[PaidUse, int]]) -> ModelIndex:
+    quotes = [use.quote for use, _ in uses]
     return ModelIndex(
-        uses[0][0].quote.model_id,
-        weighted_median([(use.quote.price_in_micros_per_mtok, tokens) for use, tokens in uses]),
-        weighted_median([(use.quote.price_cached_micros_per_mtok, tokens) for use, tokens in uses]),
-        weighted_median([(use.quote.price_out_micros_per_mtok, tokens) for use, tokens in uses]),
+        quotes[0].model_id,
+        _median_of([each.price_in_micros_per_mtok for each in quotes], uses, _PROMPT),
+        _median_of([each.price_cached_micros_per_mtok for each in quotes], uses, _CACHED),
+        _median_of([each.price_out_micros_per_mtok for each in quotes], uses, _COMPLETION),
         sum(tokens for _, tokens in uses),
         len({use.account_id for use, _ in uses}),
     )
+
+
+def _median_of(
+    prices: Sequence[int], uses: Sequence[tuple[PaidUse, int]], kind: Callable[[PaidUse], int]
+) -> int:
+    """Return the median of one price by the tokens that were paid at it, not by all tokens.
+
+    Else a price at which nobody bought would count for whatever was bought at another, for next
+    to nothing. If nobody bought any of the kind, all tokens are the weight.
+    """
+    weights = [kind(use) * tokens // _all_tokens(use) for use, tokens in uses]
+    weights = weights if any(weights) else [tokens for _, tokens in uses]
+    rows = zip(prices, weights, strict=True)
+    return weighted_median([(price, weight) for price, weight in rows if weight])

@@ -185,14 +185,15 @@ CREATE TABLE IF NOT EXISTS memory_proofs (
   PRIMARY KEY (peer_id, device)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS quotes (
-  quote_id TEXT PRIMARY KEY,
+  quote_id TEXT NOT NULL,
   host_peer_id TEXT NOT NULL,
   model_id TEXT NOT NULL,
   price_in INTEGER NOT NULL,
   price_cached INTEGER NOT NULL,
   price_out INTEGER NOT NULL,
   minimum_micros INTEGER NOT NULL,
-  hour INTEGER NOT NULL
+  hour INTEGER NOT NULL,
+  PRIMARY KEY (quote_id, host_peer_id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS quotes_by_hour ON quotes (hour);
 CREATE TABLE IF NOT EXISTS uses (

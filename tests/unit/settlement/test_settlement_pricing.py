@@ -71,6 +71,19 @@ def test_tokens_are_the_weight() -> None:
     assert index_of(uses)[0].price_in_micros_per_mtok == 900
 
 
+def test_each_price_counts_for_the_tokens_that_were_bought_at_it() -> None:
+    dear = dataclasses.replace(
+        QUOTED, price_in_micros_per_mtok=10**9, price_cached_micros_per_mtok=1
+    )
+    # A million tokens at next to nothing, none at the price that is to be pushed up.
+    pushed = use("d", quote=dear, prompt_tokens=0, cached_tokens=10**9, cost_micros=1000)
+    honest = [use(name, completion_tokens=10**6, cost_micros=5000) for name in THREE]
+    (found,) = index_of([*honest, dataclasses.replace(pushed, posted_micros=1000)])
+    assert found.price_in_micros_per_mtok == 1000
+    assert found.price_out_micros_per_mtok == 4000
+    assert found.price_cached_micros_per_mtok == 1  # bought by nobody else
+
+
 def test_model_that_too_few_accounts_paid_for_has_no_index() -> None:
     assert ACCOUNTS_MIN == 3
     assert index_of([use("a"), use("b"), use("b")]) == ()
@@ -202,6 +215,19 @@ def test_quote_of_another_host_is_refused(with_allowance) -> None:
         items = read_quotes(NETWORK, [bad])
         (result,) = keep_quotes(writing, HOST_MACHINE, items, now_ns=NOW_NS)
     assert result.outcome is QuoteOutcome.REFUSED
+
+
+def test_host_that_takes_the_id_of_anothers_quote_does_not_hide_it(with_allowance) -> None:
+    thief = key("stranger")
+    copied = dataclasses.replace(quote(), host_peer_id=thief.peer_id)
+    machine = dataclasses.replace(HOST_MACHINE, peer_id=thief.peer_id)
+    (result,) = show(with_allowance, copied, signer=thief, machine=machine)
+    assert result.outcome is QuoteOutcome.KEPT
+    show(with_allowance)
+    submit(with_allowance, GATEWAY_MACHINE, cosigned(batch()))
+    submit(with_allowance, HOST_MACHINE, batch())
+    (found,) = uses(with_allowance)
+    assert found.quote.host_peer_id == HOST.peer_id
 
 
 def test_use_adds_up_within_its_hour_and_is_forgotten_after_two_days(store) -> None:
