@@ -2,9 +2,10 @@
 
 A price counts by its host's signed quote; how much was used at it, by receipts that both sides
 signed; and that it was paid, by the vouchers of their allowance: tokens count for the part of
-their cost that was posted, each kind of them for its own price. What does not cost what its quote says is left out. An owner who pays
-his own hosts does not count, and below ``ACCOUNTS_MIN`` payers a model has no index: a few
-friends should not make a price. Whoever pays for most tokens still has most weight.
+their cost that was posted, each kind of them for its own price. What does not cost what its
+quote says is left out. An owner who pays his own hosts does not count, and below ``ACCOUNTS_MIN``
+payers a model has no index: a few friends should not make a price. Whoever pays for most tokens
+still has most weight.
 """
 
 from collections import defaultdict
