@@ -9,7 +9,8 @@ from typing import Protocol
 import httpx
 import msgspec
 
-from tui.model import Down, HostStatus, LogEntry, LogPage, Update
+from tui.model.answers import Json
+from tui.model.status import Down, HostStatus, LogEntry, LogPage, Update
 
 RECONNECT_S = 1.0
 SILENCE_S_MAX = 5.0  # a status comes each second; a frozen host must not look alive
@@ -21,7 +22,15 @@ _BASE_URL = "http://host"  # ignored: the socket is the address
 
 
 class CommandRefusedError(Exception):
-    """Raised when a host did not do what it was told; says why."""
+    """Raised when a host did not do what it was told; says why.
+
+    Attributes:
+        param: The field at fault, as the control API names it; empty if none is.
+    """
+
+    def __init__(self, message: str, param: str = "") -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class Source(Protocol):
@@ -37,6 +46,13 @@ class Source(Protocol):
             CommandRefusedError: When it did not do so; says why.
         """
 
+    async def ask(self, method: str, path: str, body: Json | None = None) -> bytes:
+        """Return what the control API answers, as JSON.
+
+        Raises:
+            CommandRefusedError: When it refuses, or can't be reached; says why.
+        """
+
 
 class _Answer(msgspec.Struct, frozen=True):
     ok: bool = True
@@ -45,6 +61,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
 class _ErrorDetail(msgspec.Struct, frozen=True):
     message: str = ""
+    param: str | None = None
 
 
 class _ErrorBody(msgspec.Struct, frozen=True):
@@ -108,19 +125,29 @@ class HostSource:
         Raises:
             CommandRefusedError: When it did not do so; says why.
         """
+        content = await self.ask("POST", f"/v1/{name}")
         try:
-            async with _open(self._path) as http:
-                response = await http.post(f"/v1/{name}", timeout=COMMAND_S_MAX)
-        except (httpx.HTTPError, OSError) as error:
-            raise CommandRefusedError(explain(self._path, error).title) from error
-        if response.is_error:
-            raise CommandRefusedError(_error_text(response))
-        try:
-            answer = msgspec.json.decode(response.content, type=_Answer)
+            answer = msgspec.json.decode(content, type=_Answer)
         except msgspec.DecodeError:
             answer = _Answer()
         if not answer.ok:
             raise CommandRefusedError(answer.detail or f"the host said no to {name}")
+
+    async def ask(self, method: str, path: str, body: Json | None = None) -> bytes:
+        """Return what the control API answers, as JSON.
+
+        Raises:
+            CommandRefusedError: When it refuses, or can't be reached; says why.
+        """
+        data = None if body is None else msgspec.json.encode(body)
+        try:
+            async with _open(self._path) as http:
+                response = await http.request(method, path, content=data, timeout=COMMAND_S_MAX)
+        except (httpx.HTTPError, OSError) as error:
+            raise CommandRefusedError(explain(self._path, error).title) from error
+        if response.is_error:
+            raise _refused(response)
+        return response.content
 
 
 class _Connection:
@@ -197,12 +224,13 @@ async def _events(response: httpx.Response) -> AsyncIterator[tuple[str, str]]:
             yield event
 
 
-def _error_text(response: httpx.Response) -> str:
+def _refused(response: httpx.Response) -> CommandRefusedError:
     try:
-        message = msgspec.json.decode(response.content, type=_ErrorBody).error.message
+        error = msgspec.json.decode(response.content, type=_ErrorBody).error
     except msgspec.DecodeError:
-        message = ""
-    return message or f"the host answered {response.status_code}"
+        error = _ErrorDetail()
+    message = error.message or f"the host answered {response.status_code}"
+    return CommandRefusedError(message, error.param or "")
 
 
 def _closed(path: Path) -> Down:

@@ -1,14 +1,19 @@
 """The terminal screen of a GPU owner."""
 
-from datetime import tzinfo
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 
-from textual.app import App
+from textual.app import App, SystemCommand
 from textual.binding import Binding
+from textual.screen import Screen
 from textual.theme import Theme
 
-from tui.client import CommandRefusedError, HostSource, Source
-from tui.screens import DrainScreen, HelpScreen, HostScreen
+from tui.client import HostSource, Source
+from tui.commands import HostCommands
+from tui.forms import HelpScreen
+from tui.owner import Owner
+from tui.screens import PAGES, HostScreen
 
 THEME = Theme(
     name="sparewatt",
@@ -24,12 +29,10 @@ THEME = Theme(
     panel="#161b22",
     dark=True,
 )
-DONE_TEXTS = {
-    "pause": "Paused: no new requests are taken.",
-    "resume": "Serving again.",
-    "drain": "Draining: what runs is finished, then all is settled.",
-    "settle": "Settling now.",
-}
+
+
+def _machine_now() -> datetime:
+    return datetime.now(UTC)
 
 
 class HostApp(App[None]):
@@ -38,24 +41,34 @@ class HostApp(App[None]):
     Args:
         source: Where updates come from and commands go to.
         zone: For times of day; None is the machine's own.
+        now: The wall clock, for the mark in the schedule.
+
+    Attributes:
+        owner: What the owner can do.
     """
 
     CSS_PATH = "sparewatt.tcss"
     TITLE = "Sparewatt"
-    ENABLE_COMMAND_PALETTE = False
+    COMMANDS = {HostCommands}  # noqa: RUF012 - Textual's shape
     BINDINGS = [  # noqa: RUF012 - Textual's shape
-        Binding("p", "command('pause')", "Pause"),
-        Binding("r", "command('resume')", "Resume"),
-        Binding("d", "drain", "Drain"),
-        Binding("s", "command('settle')", "Settle"),
+        *(Binding(page.KEY, f"page({page.KEY})", page.TITLE, show=False) for page in PAGES),
+        Binding("right_square_bracket", "beside(1)", show=False),
+        Binding("left_square_bracket", "beside(-1)", show=False),
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("q", "quit", "Quit"),
     ]
 
-    def __init__(self, source: Source, *, zone: tzinfo | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        zone: tzinfo | None = None,
+        now: Callable[[], datetime] = _machine_now,
+    ) -> None:
         super().__init__()
         self._source = source
-        self._host_screen = HostScreen(zone)
+        self.owner = Owner(self, source)
+        self._host_screen = HostScreen(self.owner, zone, now)
 
     async def on_mount(self) -> None:
         """Open the screen, and follow the host once every part of it is there."""
@@ -68,29 +81,31 @@ class HostApp(App[None]):
         async for update in self._source.updates():
             self._host_screen.apply(update)
 
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """Return none of Textual's own: the palette has the host's commands."""
+        return ()
+
     def action_command(self, name: str) -> None:
         """Tell the host, without holding up the screen."""
-        self.run_worker(self._command(name), group="command")
+        self.owner.command(name)
 
-    async def _command(self, name: str) -> None:
-        try:
-            await self._source.command(name)
-        except CommandRefusedError as error:
-            self.notify(str(error), title=f"Could not {name}", severity="error")
-        else:
-            self.notify(DONE_TEXTS[name])
+    def action_page(self, number: int) -> None:
+        """Open a page, counted from 1."""
+        self._host_screen.open_page(number)
 
-    def action_drain(self) -> None:
-        """Ask first."""
-        self.push_screen(DrainScreen(), self._drain_answered)
-
-    def _drain_answered(self, answer: bool | None) -> None:  # noqa: FBT001 - Textual's callback
-        if answer:
-            self.action_command("drain")
+    def action_beside(self, step: int) -> None:
+        """Open the page before or after."""
+        self._host_screen.open_beside(step)
 
     def action_help(self) -> None:
-        """Open the page of keys and figures."""
-        self.push_screen(HelpScreen())
+        """Open the help of the page in front."""
+        self.push_screen(HelpScreen(self._host_screen.help_text))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Keep pages and help off while a form or a question is open."""
+        if action in ("page", "beside", "help"):
+            return self.screen is self._host_screen
+        return True
 
 
 def run(socket_path: Path, *, zone: tzinfo | None = None) -> None:

@@ -12,29 +12,41 @@ import itertools
 import re
 import sys
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from tui.client import CommandRefusedError, HostSource
 from tui.main import HostApp
-from tui.model import (
+from tui.model.answers import Json
+from tui.model.status import (
     Clock,
     Counters,
     Earnings,
     Engine,
+    Gpu,
+    GpuReading,
+    Hardware,
     HostState,
     HostStatus,
+    Load,
     LogEntry,
     LogPage,
     Offer,
+    PriceSource,
+    Readings,
     Record,
     Request,
+    Sandbox,
+    SelfTest,
     Settlement,
     Slots,
+    TermsNow,
+    Trial,
     Update,
 )
+from tui.testing_answers import FakeAnswers, encoded
 
 SUBSCRIBER_EVENTS_MAX = 1000
 PICTURE_STATUSES_COUNT = 60
@@ -48,6 +60,15 @@ _COMMAND_STATES = {
     "settle": None,
 }
 
+_SMALL, _LARGE = "HuggingFaceTB/SmolLM2-135M-Instruct", "meta-llama/Llama-3.1-8B-Instruct"
+_TRIALS = (
+    *(Trial(name, "passed") for name in ("stream", "usage", "max_tokens", "stop", "seed")),
+    *(Trial(name, "passed") for name in ("logprobs", "json_schema", "continue")),
+    Trial("tools", "failed", "no function was called; it said 'A word is'"),
+)
+NOW = datetime(2026, 3, 1, 12, 4, tzinfo=UTC)
+"""A Sunday; when the host below is looked at."""
+
 SERVING = HostStatus(
     state=HostState.SERVING,
     peer_id="12D3KooWQYV9dGMFoRzNStwpXztXaBUjtPqi6aU76ZgUriHhKust",
@@ -55,17 +76,39 @@ SERVING = HostStatus(
     network_id="demo",
     uptime_s=11_532,
     clock=Clock(offset_ms=12, ok=True),
-    engine=Engine("llamacpp", "HuggingFaceTB/SmolLM2-135M-Instruct", "ready", 4121, 0),
-    offers=(
-        Offer(
-            "HuggingFaceTB/SmolLM2-135M-Instruct", 20_000, 10_000, 40_000, 1, context_tokens=2048
+    engine=Engine("llamacpp", _SMALL, "ready", 4121, 0, name="small", loaded_percent=100),
+    engines=(
+        Engine(
+            "llamacpp",
+            _SMALL,
+            "ready",
+            4121,
+            name="small",
+            model_ids=(_SMALL,),
+            slots=Slots(8, 3, 1),
+            self_tests=(
+                SelfTest(_SMALL, announced=True, results=_TRIALS, tokens=81, took_ms=2900),
+            ),
+            loaded_percent=100,
+            load=Load(3, 1, 42.0, 81_220, 345_112),
+        ),
+        Engine(
+            "vllm",
+            _LARGE,
+            "loading",
+            4188,
+            detail="reading weights: 3 of 4 files",
+            name="large",
+            slots=Slots(16, 0, 0),
+            loaded_percent=72,
         ),
     ),
+    offers=(Offer(_SMALL, 20_000, 10_000, 40_000, 1, context_tokens=2048),),
     slots=Slots(total=8, busy=3, queued=1),
     requests=(
         Request(
             "9f2c41d07be84a1c8d2e3f4a5b6c7d8e",
-            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            _SMALL,
             "running",
             12_400,
             412,
@@ -75,7 +118,7 @@ SERVING = HostStatus(
         ),
         Request(
             "03aa17be55c14d0fa9b8c7d6e5f40312",
-            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            _SMALL,
             "running",
             4_100,
             1_980,
@@ -85,7 +128,7 @@ SERVING = HostStatus(
         ),
         Request(
             "c7710e9ad2f34c55b1a2938475665748",
-            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            _SMALL,
             "prefill",
             300,
             96,
@@ -95,7 +138,7 @@ SERVING = HostStatus(
         ),
         Request(
             "5d00f1e2d3c4b5a69788796a5b4c3d2e",
-            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            _SMALL,
             "queued",
             120,
             None,
@@ -110,6 +153,25 @@ SERVING = HostStatus(
     earnings=Earnings(today_micros=184_027, total_micros=3_912_455, unsettled_micros=1_310),
     settlement=Settlement("https://settle.example", True, "2026-03-01T12:01:12Z"),
     counters=Counters(1_204, 345_112, 17, 2),
+    sandbox=Sandbox("bubblewrap", passed_over=("podman: it is not installed",)),
+    hardware=Hardware(
+        kind="gpu",
+        name="NVIDIA GeForce RTX 4090",
+        count=1,
+        memory_bytes=24 * 2**30,
+        gpus=(Gpu("GPU-5d3f1c9a-77aa", "NVIDIA GeForce RTX 4090", 24 * 2**30, "560.35"),),
+        level="challenged",
+        reported_at="2026-03-01T12:00:00Z",
+    ),
+    terms=TermsNow(
+        schedule_is_open=True,
+        next_change_at="2026-03-02T07:00:00Z",
+        changed=("heat.limit_celsius",),
+        readings=Readings(
+            gpus=(GpuReading(0, "NVIDIA GeForce RTX 4090", 71, 318, 450, 0),), input_idle_s=4_210
+        ),
+        prices=(PriceSource(_SMALL, "what the host was started with"),),
+    ),
 )
 """A host at work, for tests and pictures."""
 
@@ -130,6 +192,7 @@ class FixedSource:
         self._updates = updates
         self._refusal = refusal
         self.commands: list[str] = []
+        self.answers = FakeAnswers()
 
     async def updates(self) -> AsyncIterator[Update]:
         """Yield what was given, then nothing for ever."""
@@ -147,6 +210,16 @@ class FixedSource:
             raise CommandRefusedError(self._refusal)
         self.commands.append(name)
 
+    async def ask(self, method: str, path: str, body: Json | None = None) -> bytes:
+        """Answer as a host that keeps what it is told.
+
+        Raises:
+            CommandRefusedError: When such a host would refuse.
+        """
+        statuses = [update for update in self._updates if isinstance(update, HostStatus)]
+        status = statuses[-1] if statuses else SERVING
+        return encoded(self.answers.answer(method, path, body or {}, status))
+
 
 class FakeHost:
     """The control API of a host that does nothing.
@@ -161,6 +234,7 @@ class FakeHost:
         self.status = status
         self.commands: list[str] = []
         self.refusal = ""
+        self.answers = FakeAnswers()
         self._log = list(log)
         self._subscribers: dict[asyncio.StreamWriter, asyncio.Queue[bytes]] = {}
         self._writers: set[asyncio.StreamWriter] = set()
@@ -203,14 +277,18 @@ class FakeHost:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
-                await self._answer(method, target, writer)
+                length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+                body = await reader.readexactly(int(length[1])) if length else b""
+                await self._answer(method, target, body, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             self._writers.discard(writer)
             writer.close()
 
-    async def _answer(self, method: str, target: str, writer: asyncio.StreamWriter) -> None:
+    async def _answer(
+        self, method: str, target: str, body: bytes, writer: asyncio.StreamWriter
+    ) -> None:
         path, _, query = target.partition("?")
         name = path.removeprefix("/v1/")
         if method == "POST" and name in _COMMAND_STATES:
@@ -224,7 +302,17 @@ class FakeHost:
         elif path == "/v1/events":
             await self._stream(writer)
         else:
-            _respond(writer, 404, b'{"error":{"message":"no such page"}}')
+            self._ask(method, target, body, writer)
+
+    def _ask(self, method: str, target: str, body: bytes, writer: asyncio.StreamWriter) -> None:
+        values = msgspec.json.decode(body, type=Json) if body else {}
+        try:
+            answer = self.answers.answer(method, target, values, self.status)
+        except CommandRefusedError as error:
+            refusal = {"error": {"message": str(error), "param": error.param or None}}
+            _respond(writer, 400, msgspec.json.encode(refusal))
+        else:
+            _respond(writer, 200, encoded(answer))
 
     def _obey(self, name: str, writer: asyncio.StreamWriter) -> None:
         if self.refusal:
@@ -292,7 +380,7 @@ async def _demonstrate(path: Path) -> None:
 async def _draw(socket_path: Path | None) -> str:
     if socket_path is None:
         lives = itertools.islice(living(SERVING), PICTURE_STATUSES_COUNT)
-        app, wait_s = HostApp(FixedSource(*lives, *LOG), zone=UTC), 0
+        app, wait_s = HostApp(FixedSource(*lives, *LOG), zone=UTC, now=lambda: NOW), 0
     else:
         app, wait_s = HostApp(HostSource(socket_path), zone=UTC), LIVE_PICTURE_SECONDS
     async with app.run_test(size=PICTURE_CELLS_COUNT) as pilot:

@@ -1,39 +1,28 @@
 """The parts of the screen; each shows one thing of a status."""
 
+from collections.abc import Sequence
 from datetime import tzinfo
 
-from rich.console import JustifyMethod
 from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
-from textual.events import Resize
-from textual.widgets import DataTable, Digits, RichLog, Sparkline, Static
+from textual.widgets import Digits, RichLog, Sparkline, Static
 
-from tui.model import (
-    Down,
-    Earnings,
-    History,
-    HostState,
-    HostStatus,
-    LogEntry,
-    Notice,
-    Request,
-    Severity,
-    Slots,
+from tui.model.notices import History, Notice, Severity, notices, tokens_per_s
+from tui.model.status import Down, Earnings, HostState, HostStatus, LogEntry, Slots
+from tui.model.words import (
     clean,
-    format_age,
     format_clock,
-    format_count,
     format_dollars,
     format_duration,
+    format_moment,
     format_price,
     format_rate,
-    notices,
     shorten_address,
     shorten_id,
     shorten_model,
-    tokens_per_s,
 )
 
 STATE_COLORS = {
@@ -58,21 +47,24 @@ LEVEL_COLORS = {
     "critical": ERROR_COLOR,
 }
 LEVEL_LABELS = {"warning": "warn", "critical": "error"}
+GOOD_COLOR = "#7ee787"
+LOADING_COLOR = "#6cb6ff"
 SLOT_MARKS_MAX = 10  # more slots are drawn as a bar of this width
 LOG_LINES_MAX = 500
 MODEL_COLUMNS_MAX = 22
-REQUEST_ID_CHARACTERS_MAX = 8
-REQUEST_COLUMNS = (
-    ("request", 8),
-    ("state", 8),
-    ("age", 6),
-    ("in", 6),
-    ("out", 6),
-    ("tok/s", 5),
-    ("cost", 9),
-)
-CELL_PADDING_COUNT = 2  # one column on each side
+HARDWARE_COLUMNS_MAX = 22
+LABEL_COLUMNS = 9
 DIGITS_CHARACTERS_MAX = 10  # three columns each; a longer amount is written small
+
+
+def pairs(lines: Sequence[tuple[str, Text]]) -> Table:
+    """Return labels, dim and of one width, each with its text beside it."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(style=DIM_COLOR, width=LABEL_COLUMNS)
+    grid.add_column()
+    for label, text in lines:
+        grid.add_row(label, text)
+    return grid
 
 
 def safe(text: str) -> str:
@@ -96,12 +88,14 @@ class TitleBar(Horizontal):
             right.update(Text.from_markup(f"[{ERROR_COLOR}]● no connection[/]"))
             return
         network = f"  [{DIM_COLOR}]on[/] {safe(status.network_id)}" if status.network_id else ""
+        color = STATE_COLORS[status.state]
+        if status.sandbox.warning:
+            network += f"  [{WARNING_COLOR}]▲ {safe(status.sandbox.kind)}[/]"
         left.update(
             Text.from_markup(
                 f"[b #f5b83d]⚡ Sparewatt[/]  {safe(shorten_id(status.peer_id))}{network}"
             )
         )
-        color = STATE_COLORS[status.state]
         up = f"[{DIM_COLOR}]up[/] {format_duration(status.uptime_s)}"
         right.update(Text.from_markup(f"{up}   [b {color}]● {status.state.value}[/]"))
 
@@ -134,12 +128,22 @@ class EnginePanel(Static):
         engine = status.engine
         color = ENGINE_COLORS.get(engine.state, ERROR_COLOR)
         lines = [self._model(status), *self._prices(status)]
-        lines.append(f"[{color}]● {safe(engine.state)}[/] {safe(engine.kind)}")
-        pid = f"[{DIM_COLOR}]pid[/] {engine.pid}" if engine.pid is not None else ""
-        restarts = f"[{WARNING_COLOR}]restarts {engine.restarts}[/]" if engine.restarts else ""
-        lines.append(" · ".join(part for part in (pid, restarts) if part))
+        percent = f" {engine.loaded_percent}%" if engine.state == "loading" else ""
+        restarts = f" [{WARNING_COLOR}]restarts {engine.restarts}[/]" if engine.restarts else ""
+        lines.append(f"[{color}]● {safe(engine.state)}{percent}[/] {safe(engine.kind)}{restarts}")
+        lines.append(self._hardware(status))
         lines.append(f"[{DIM_COLOR}]peers[/] {status.peers}{self._clock(status)}")
         self.update(Text.from_markup("\n".join(lines)))
+
+    @staticmethod
+    def _hardware(status: HostStatus) -> str:
+        hardware = status.hardware
+        if not hardware.name:
+            return ""
+        times = f"{hardware.count}\N{MULTIPLICATION SIGN} " if hardware.count > 1 else ""
+        level = f" [{DIM_COLOR}]{safe(hardware.level)}[/]" if hardware.level else ""
+        name = clean(hardware.name).removeprefix("NVIDIA ").removeprefix("GeForce ")
+        return f"{times}{escape(name[:HARDWARE_COLUMNS_MAX])}{level}"
 
     @staticmethod
     def _model(status: HostStatus) -> str:
@@ -268,79 +272,46 @@ class NetworkPanel(Static):
         return f"[{DIM_COLOR}]record[/] #{record.sequence} [{DIM_COLOR}]until[/] {until}"
 
 
-class RequestsPanel(Vertical):
-    """What is in work now."""
+class TermsStrip(Static):
+    """The owner's terms in one line: what holds, why, and when that changes."""
 
-    def compose(self) -> ComposeResult:
-        """Lay out the table and what stands there when it is empty."""
-        yield DataTable[Text](cursor_type="none", zebra_stripes=True, id="table")
-        yield Static("No requests right now. You earn when a gateway picks this host.", id="empty")
-
-    def on_mount(self) -> None:
-        """Begin with no rows."""
-        self.border_title = "Requests now"
-        self._requests: tuple[Request, ...] = ()
-        self._model_width = 0
-
-    def on_resize(self, _: Resize) -> None:
-        """Give the model's name what the figures leave."""
-        width = self.scrollable_content_region.width
-        used = sum(column + CELL_PADDING_COUNT for _, column in REQUEST_COLUMNS)
-        self._model_width = max(8, min(60, width - used - CELL_PADDING_COUNT))
-        table = self.query_one("#table", DataTable)
-        table.clear(columns=True)
-        for label, width in REQUEST_COLUMNS:
-            justify: JustifyMethod = "left" if label in ("request", "state") else "right"
-            table.add_column(Text(label, justify=justify), width=width)
-            if label == "request":
-                table.add_column("model", width=self._model_width)
-        self._fill()
-
-    def show(self, status: HostStatus) -> None:
-        """Show a status."""
-        self._requests = status.requests
-        self.border_subtitle = f"{len(status.requests)}" if status.requests else ""
-        self._fill()
-
-    def _fill(self) -> None:
-        table = self.query_one("#table", DataTable)
-        table.display = bool(self._requests)
-        self.query_one("#empty", Static).display = not self._requests
-        if not table.columns:
+    def show(self, status: HostStatus, zone: tzinfo | None) -> None:
+        """Show a status; nothing of a host that tells no terms."""
+        terms = status.terms
+        self.display = terms is not None
+        if terms is None:
             return
-        position = table.scroll_y
-        table.clear()
-        for request in self._requests:
-            table.add_row(*self._cells(request))
-        table.scroll_to(y=position, animate=False)
-
-    def _cells(self, request: Request) -> list[Text]:
-        color = DIM_COLOR if request.state in ("queued", "waiting") else BUSY_COLOR
-        numbers = (
-            format_age(request.age_ms),
-            format_count(request.prompt_tokens),
-            format_count(request.completion_tokens),
-            format_rate(request.tokens_per_s),
-            format_dollars(request.cost_micros),
-        )
-        return [
-            Text(clean(request.request_id)[:REQUEST_ID_CHARACTERS_MAX], style=DIM_COLOR),
-            Text(shorten_model(clean(request.model_id), self._model_width)),
-            Text(clean(request.state), style=color),
-            *(Text(number, justify="right") for number in numbers),
-        ]
+        change = format_moment(terms.next_change_at, zone)
+        until = f" until {change}" if change else ""
+        word, color = ("open", GOOD_COLOR) if terms.schedule_is_open else ("closed", WARNING_COLOR)
+        text = Text.assemble((" ◷ ", color), f"{word}{until}")
+        if terms.holds:
+            text.append(f"  ✋ {clean(terms.holds[0].reason)}", style=WARNING_COLOR)
+        elif terms.slots_share < 1:
+            reason = clean(terms.heat_reason)
+            text.append(f"  {terms.slots_share:.0%} of slots: {reason}", style=WARNING_COLOR)
+        if terms.changed:
+            text.append(f"  {len(terms.changed)} changed live", style=DIM_COLOR)
+        text.append(f"  sandbox {clean(status.sandbox.kind) or '-'}", style=DIM_COLOR)
+        self.update(text)
 
 
 class LogPanel(RichLog):
     """The host's own words, newest last."""
 
-    def __init__(self, zone: tzinfo | None) -> None:
-        super().__init__(max_lines=LOG_LINES_MAX, wrap=True, id="log", min_width=20)
+    def __init__(
+        self,
+        zone: tzinfo | None,
+        *,
+        id: str = "log",  # noqa: A002 - Textual's name
+        lines_max: int = LOG_LINES_MAX,
+    ) -> None:
+        super().__init__(max_lines=lines_max, wrap=True, id=id, min_width=20)
         self._zone = zone
         self.border_title = "Log"
 
-    def add(self, entry: LogEntry) -> None:
-        """Add a line."""
+    def add(self, entry: LogEntry, marked: str = "") -> None:
+        """Add a line, with the words that were searched for marked."""
         level = entry.level.lower()
         line = Text(format_clock(entry.time, self._zone), style=DIM_COLOR)
         line.append(
@@ -348,6 +319,8 @@ class LogPanel(RichLog):
             style=LEVEL_COLORS.get(level, DIM_COLOR),
         )
         line.append(clean(entry.message), style=LEVEL_COLORS.get(level, "none"))
+        if marked:
+            line.highlight_words([marked], "black on #f5b83d", case_sensitive=False)
         self.write(line)
 
 

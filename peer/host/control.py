@@ -9,6 +9,8 @@ from pathlib import Path
 import msgspec
 import trio
 
+from p2p.receipts.chain import decode_receipt
+from p2p.receipts.messages import Receipt
 from peer.group_commit import JournalError
 from peer.host.control_routes import (
     ControlError,
@@ -23,7 +25,7 @@ from peer.host.journal import Journal, StoredBatch
 from peer.host.logbook import Logbook, LogEntry
 from peer.host.serve import HostServer
 from peer.host.settle import Settler
-from peer.host.status import StatusBoard
+from peer.host.status import StatusBoard, time_text
 from peer.http.exchange import Exchange
 from peer.http.loop import Loop
 from peer.http.messages import HttpRequest
@@ -239,6 +241,21 @@ def _batch(batch: StoredBatch) -> dict[str, object]:
         "batch": _base64(batch.envelope),
         "cosignature": None if batch.cosignature is None else _base64(batch.cosignature),
         "receipts": [_base64(receipt) for receipt in batch.receipts],
+        "entries": [_receipt_entry(decode_receipt(each)) for each in batch.receipts],
+    }
+
+
+def _receipt_entry(receipt: Receipt) -> dict[str, object]:
+    """Return what a receipt says, for those who can't read its encoding."""
+    return {
+        "request_id": receipt.request_id.hex(),
+        "finished_at": time_text(receipt.finished_at_ns),
+        "took_ms": (receipt.finished_at_ns - receipt.received_at_ns) // 1_000_000,
+        "prompt_tokens": receipt.prompt_tokens,
+        "cached_tokens": receipt.cached_tokens,
+        "completion_tokens": receipt.completion_tokens,
+        "cost_micros": receipt.cost_micros,
+        "finish_reason": receipt.finish_reason.name.lower(),
     }
 
 

@@ -88,6 +88,9 @@ async def test_earnings_are_settled_on_demand(tmp_path) -> None:
         receipts = (await control.get("/v1/receipts", params={"limit": 5})).json()["receipts"]
         assert len(receipts) == 1
         assert len(receipts[0]["receipts"]) == 1
+        (entry,) = receipts[0]["entries"]
+        assert entry["request_id"] == answer.receipt.request_id.hex()
+        assert (entry["cost_micros"], entry["finish_reason"]) == (cost, "stop")
 
 
 async def earnings(control: httpx.AsyncClient) -> dict[str, int]:

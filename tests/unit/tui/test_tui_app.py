@@ -13,11 +13,20 @@ from textual.widgets import DataTable
 
 from tui.client import HostSource, explain
 from tui.main import HostApp
-from tui.model import Clock, Earnings, Engine, HostState, LogEntry, Request, Settlement, Update
-from tui.testing import LOG, SERVING, FakeHost, FixedSource
+from tui.model.status import (
+    Clock,
+    Earnings,
+    Engine,
+    HostState,
+    LogEntry,
+    Request,
+    Settlement,
+    Update,
+)
+from tui.testing import LOG, NOW, SERVING, FakeHost, FixedSource
 
 WAIT_S = 20.0
-SIZES = [(80, 24), (120, 40)]
+SIZES = [(80, 24), (120, 36)]
 DOWN = explain(Path("/var/lib/sparewatt/control.sock"), FileNotFoundError())
 REFUSING = msgspec.structs.replace(
     SERVING,
@@ -38,7 +47,7 @@ class SnapCompare(Protocol):
 
 def app_of(*updates: Update, refusal: str = "") -> tuple[HostApp, FixedSource]:
     source = FixedSource(*updates, refusal=refusal)
-    return HostApp(source, zone=UTC), source
+    return HostApp(source, zone=UTC, now=lambda: NOW), source
 
 
 def text_of(app: HostApp) -> str:
@@ -85,7 +94,14 @@ def test_screen_at_every_size_tells_the_essentials(size: tuple[int, int]) -> Non
         text = text_of(app)
         for words in ("serving", "SmolLM2-135M", "3/8", "1 waiting", "$3.912455", "$0.001310"):
             assert words in text
-        for words in ("9f2c41d0", "$0.000024", "settled 6 vouchers", "peers 7", "q Quit"):
+        for words in (
+            "9f2c41d0",
+            "$0.000024",
+            "request 77ab",
+            "peers 7",
+            "q Quit",
+            "until Mon 07:00",
+        ):
             assert words in text
 
     drive(app, work, size)

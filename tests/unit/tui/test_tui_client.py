@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tui.client import CommandRefusedError, HostSource
-from tui.model import Down, HostState, HostStatus, LogEntry, Update
+from tui.model.status import Down, HostState, HostStatus, LogEntry, Update
 from tui.testing import LOG, SERVING, FakeHost
 
 pytestmark = pytest.mark.sockets

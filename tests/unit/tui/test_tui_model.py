@@ -7,28 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tui.model import (
-    Clock,
-    Engine,
-    History,
-    HostState,
-    HostStatus,
-    Offer,
-    Settlement,
-    Severity,
-    Slots,
+from tui.model.notices import History, Severity, notices, tokens_per_s
+from tui.model.status import Clock, Engine, HostState, HostStatus, Offer, Settlement, Slots
+from tui.model.words import (
     format_age,
+    format_bytes,
     format_clock,
     format_count,
     format_dollars,
     format_duration,
+    format_moment,
     format_price,
     format_rate,
-    notices,
     shorten_address,
     shorten_id,
     shorten_model,
-    tokens_per_s,
 )
 from tui.testing import SERVING
 
@@ -219,3 +212,9 @@ def test_history_keeps_the_newest_minute() -> None:
 
 def test_offer_without_prices_is_free() -> None:
     assert format_price(Offer("a").price_in_micros_per_mtok) == "free"
+
+
+def test_memory_and_moments_are_written_as_people_do() -> None:
+    assert (format_bytes(24 * 2**30), format_bytes(300 * 2**20)) == ("24.0 GiB", "300 MiB")
+    assert format_moment("2026-03-02T07:00:00Z", UTC) == "Mon 07:00"
+    assert format_moment(None, UTC) == ""
