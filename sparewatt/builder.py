@@ -153,7 +153,8 @@ class LocalNetwork:
     # -- making ---------------------------------------------------------------------------------
 
     def _start(self, layout: Layout) -> NetworkState:
-        ports = Ports(layout.base_port)
+        # Whoever joined by the network file finds settlement and relays again after a restart.
+        ports = Ports(layout.base_port, _ports_of(network_dir.read_network_json(self.data_dir)))
         port_of = {name: ports.take(name) for name in (SETTLEMENT, GATEWAY, *RELAYS)}
         host_ports = [ports.take(plan.name) if layout.base_port else 0 for plan in layout.hosts]
         multiaddrs = self._prepare(layout, port_of)
@@ -189,14 +190,13 @@ class LocalNetwork:
         return state
 
     def _spawn_again(self, name: str, state: NetworkState, layout: Layout) -> Started:
+        port = _ports_of(state).get(name, 0)
         if name == SETTLEMENT:
-            port = urlsplit(state.settlement.url).port or 0
             return self._spawn_settlement(port)
         if name == GATEWAY:
-            return self._spawn_gateway(urlsplit(state.gateway.url).port or 0)
+            return self._spawn_gateway(port)
         if name in RELAYS:
-            multiaddr = state.relays[RELAYS.index(name)].multiaddr
-            return self._spawn_relay(name, int(multiaddr.split("/")[4]))
+            return self._spawn_relay(name, port)
         index = next(i for i, plan in enumerate(layout.hosts) if plan.name == name)
         in_row = layout.base_port + 2 + len(RELAYS) + index if layout.base_port else 0
         port = in_row if in_row and is_free(in_row) else 0  # the DHT tells where a host is now
@@ -450,6 +450,19 @@ def _with_ready(
             for name, relay in zip(RELAYS, state.relays, strict=True)
         ),
     )
+
+
+def _ports_of(state: NetworkState | None) -> dict[str, int]:
+    """Return the ports that others know a network's processes by."""
+    if state is None:
+        return {}
+    ports = {
+        name: int(each.multiaddr.split("/")[4])
+        for name, each in zip(RELAYS, state.relays, strict=True)
+    }
+    ports[SETTLEMENT] = urlsplit(state.settlement.url).port or 0
+    ports[GATEWAY] = urlsplit(state.gateway.url).port or 0
+    return ports
 
 
 def _listen(port: int) -> list[str]:

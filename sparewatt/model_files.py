@@ -112,8 +112,8 @@ def found(store: Path, model_id: str | None) -> list[tuple[Path, StoreRecord]]:
     if model_id is not None:
         records = [each for each in records if each[1].model_id.casefold() == model_id.casefold()]
     if not records:
-        what = model_id or "no model"
-        raise Problem(f"{what} is not in {store}", f"sparewatt models fetch {model_id or 'ID'}")
+        what = f"{model_id} is not" if model_id else "no fetched model is"
+        raise Problem(f"{what} in {store}", f"sparewatt models fetch {model_id or 'ID'}")
     return records
 
 

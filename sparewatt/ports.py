@@ -1,7 +1,7 @@
 """TCP ports of this machine: free ones, or a row from a base."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from sparewatt.problems import Problem
 
@@ -9,11 +9,18 @@ LOOPBACK = "127.0.0.1"
 
 
 class Ports:
-    """Hands out ports, in order from a base or free ones chosen by the system."""
+    """Hands out ports: in order from a base, or the earlier ones, or free ones of the system."""
 
-    def __init__(self, base: int | None) -> None:
+    def __init__(self, base: int | None, earlier: Mapping[str, int] | None = None) -> None:
+        """Make one.
+
+        Args:
+            base: Where the row begins; None for no row.
+            earlier: What each purpose had the last time, and has again if it is free.
+        """
+        self._earlier = dict(earlier or {})
         self._row: Iterator[int] | None = iter(range(base, 65536)) if base else None
-        self._given: set[int] = set()
+        self._given: set[int] = set(self._earlier.values())
 
     def take(self, purpose: str) -> int:
         """Return a port that nothing listens on now.
@@ -22,7 +29,8 @@ class Ports:
             Problem: If the next port of the row is taken.
         """
         if self._row is None:
-            return self._take_free()
+            had = self._earlier.pop(purpose, 0)
+            return had if had and is_free(had) else self._take_free()
         port = next(self._row, None)
         if port is None:
             raise Problem("the ports end at 65535", "choose a lower --base-port")
