@@ -1,6 +1,7 @@
 """Hardware over HTTP: reports, and a challenge that is really solved."""
 
 import base64
+import json
 from dataclasses import asdict
 from random import Random
 
@@ -190,3 +191,15 @@ def test_answer_with_a_speed_that_can_not_be_is_refused(world, speed):
     world.signed(world.bob.node, "POST", PATH, machine())
     made = challenge(world)
     require_problem(show(world, made, b"", matmul_tflops=speed), 400, "invalid_request")
+
+
+@pytest.mark.parametrize("extra", ['"cpu_cores_count": NaN, ', '"gpus": Infinity, '])
+def test_report_that_an_audit_could_not_read_is_refused(world, extra):
+    content = ("{" + extra + json.dumps(machine())[1:]).encode()
+    headers = {
+        "authorization": world.proof(world.bob.node, "POST", PATH, content),
+        "content-type": "application/json",
+    }
+    answer = world.http.post(PATH, content=content, headers=headers)
+    require_problem(answer, 400, "invalid_request")
+    assert known(world)["level"] == "none"
