@@ -88,6 +88,8 @@ class DigestBook:
             raise DigestError(f"can't read {model}: {error.strerror}") from error
         except GgufError as error:
             raise DigestError(str(error)) from error
+        except UnicodeEncodeError as error:  # half a surrogate, in a template or a file's name
+            raise DigestError(f"{model} has a template or a name that is no text") from error
 
     async def verify(self, model: Path) -> bool:
         """Read a model's files again; return whether they are what they were.

@@ -211,7 +211,7 @@ class Fetcher:
                 if not response.is_redirect:
                     yield response
                     return
-                url = url.join(response.headers["location"])
+                url = _redirected(url, response)
             if url.scheme != home.scheme and url.scheme != "https":
                 raise FetchError(f"the hub redirects to {url.scheme}://, which is not followed")
         raise FetchError(f"the hub redirects more than {REDIRECTS_COUNT_MAX} times")
@@ -298,6 +298,14 @@ def _path_jobs(path: Path, source: Source) -> list[tuple[WantedFile, Sequence[Pa
         ]
     except HubError as error:
         raise FetchError(str(error)) from error
+
+
+def _redirected(url: httpx.URL, response: httpx.Response) -> httpx.URL:
+    """Return where an answer leads; a FetchError if that is nowhere."""
+    try:
+        return url.join(response.headers["location"])
+    except (KeyError, httpx.InvalidURL) as error:
+        raise FetchError("the hub redirects to no address that can be read") from error
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:

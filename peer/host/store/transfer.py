@@ -154,7 +154,7 @@ def check_status(response: httpx.Response, repo: str, *fine: int) -> None:
         return
     if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         after = response.headers.get("retry-after", "")
-        raise TryAgainError(f"the hub answers {status}", float(after) if after.isdigit() else 0.0)
+        raise TryAgainError(f"the hub answers {status}", float(after) if after.isdecimal() else 0.0)
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         raise FetchError(
             f"the hub refuses {repo} ({status}): log in there and accept its terms, then put a "

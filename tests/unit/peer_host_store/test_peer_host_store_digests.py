@@ -201,3 +201,12 @@ async def test_what_is_no_model_is_named(tmp_path):
         await book.digest(tmp_path / "none.gguf")
     with pytest.raises(DigestError, match="not a GGUF"):
         await book.digest(written(tmp_path / "x.gguf", b"text"))
+
+
+async def test_template_that_is_no_text_is_refused_and_no_crash(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    written(folder / "model.safetensors", b"weights")
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "\\ud800"}')
+    with pytest.raises(DigestError, match="no text"):
+        await DigestBook(tmp_path / "digests.json").digest(folder)

@@ -443,3 +443,10 @@ async def test_removed_model_is_gone_but_not_while_it_is_fetched(tmp_path) -> No
     assert kept.remove(where) >= len(WEIGHTS)
     assert not where.exists()
     assert list(kept.records()) == []
+
+
+async def test_redirect_to_nowhere_is_a_failed_fetch_and_no_crash(tmp_path) -> None:
+    with open_model_hub() as hub:
+        hub.faults.statuses = [302]  # without a location
+        with pytest.raises(FetchError, match="redirects to no address"):
+            await fetch(hub, tmp_path)
