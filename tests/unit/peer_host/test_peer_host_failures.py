@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import trio
-from host_kit import MODEL, body, open_world
+from host_kit import MODEL, TestGateway, body, open_world
 from settlement_stub import NETWORK_ID
 
 from p2p import limits
@@ -257,18 +257,21 @@ async def test_record_of_ours_is_no_rival(autojump_clock, tmp_path) -> None:
 # -- settlement --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_settlement_away_for_a_day_is_paid_to_the_micro_when_it_is_back(
     autojump_clock, tmp_path, caplog
 ) -> None:
     caplog.set_level(logging.INFO)
-    async with open_world(tmp_path, deadline_s=3 * DAY_S) as world:
-        gateway = world.gateway
+    async with open_world(tmp_path, deadline_s=3 * DAY_S, connect=False) as world:
+        # One that pays at the end of each answer: a task that looks all day costs a minute.
+        gateway = await world.connect(TestGateway(world.network, PeerId(world.ready.peer_id)))
         await trio.sleep(10)
         world.settlement.is_up = False
         owed = {}
         for hour in range(24):
             allowance_id = gateway.allow(f"hour {hour}")  # signed ahead, by a settlement elsewhere
             answer = await answered(gateway, allowance_id)
+            gateway.pay(idle=True)
             owed[allowance_id] = answer.receipt.cost_micros
             await trio.sleep(HOUR_S)
         assert not world.settlement.vouchers
