@@ -73,6 +73,7 @@ class Announcer:
 
     Attributes:
         record: The newest; None before the first, and while we refuse.
+        looks_for_rivals: Whether to ask the network for our own record now and then.
         rival: Who else announces itself with our key, if anybody does.
         on_rival: Called when that changes.
     """
@@ -98,23 +99,24 @@ class Announcer:
         self._published = trio.Event()
         self._sequence = 0
         self._manifests: dict[bytes, bytes] = {}
-        self._jumped = trio.Event()
+        self._has_jumped = False
         self._provided: tuple[str, ...] = ()
         self.record: Signed[CapabilityRecord] | None = None
+        self.looks_for_rivals = True
         self.rival: Rival | None = None
         self.on_rival: Callable[[], None] = lambda: None
 
     def changed(self) -> None:
-        """Have the record made anew if anything in it changed."""
+        """Have the record made anew if anything in it changed, and new models announced."""
         self._changed.set()
+        self._models_changed.set()
 
     def time_jumped(self) -> None:
         """Announce everything anew: what was announced may be long forgotten, or of tomorrow."""
         self.record = None
         self._provided = ()
-        self._changed.set()
-        self._jumped.set()
-        self._models_changed.set()
+        self._has_jumped = True
+        self.changed()
 
     async def wait_published(self) -> None:
         """Wait until a record has reached the DHT."""
@@ -129,7 +131,8 @@ class Announcer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_record)
             nursery.start_soon(self._keep_providing)
-            nursery.start_soon(self._keep_alone)
+            if self.looks_for_rivals:
+                nursery.start_soon(self._keep_alone)
 
     async def announce_last(self) -> None:
         """Say once, in whatever time is left, that no new request is wanted."""
@@ -271,18 +274,18 @@ class Announcer:
         due_s = trio.current_time()
         first = True
         while True:
-            self._jumped = trio.Event()
+            self._models_changed, self._has_jumped = trio.Event(), False
             facts = self._facts()
             models = tuple(offer.model_id for offer in facts.offers)
             is_due = models != self._provided or trio.current_time() >= due_s
             if models and is_due and facts.state is not HostState.REFUSING:
                 is_done = await self._provide(facts)
-                self._provided = models if is_done and not self._jumped.is_set() else ()
+                self._provided = models if is_done and not self._has_jumped else ()
                 wait_s = PROVIDE_AGAIN_S if first else PROVIDE_S * self._rng.uniform(0.9, 1.0)
                 first = first and not is_done
                 due_s = trio.current_time() + wait_s
             with trio.move_on_after(RETRY_S_MIN if not self._provided else LOOK_S):
-                await self._jumped.wait()
+                await self._models_changed.wait()  # a model that was just loaded is wanted now
 
     async def _provide(self, facts: Facts) -> bool:
         """Announce every model under all its keys; return whether all of it worked."""

@@ -86,6 +86,7 @@ class HostTools:
         make_engine: Instead of ``make_engine``.
         sensors: Instead of the machine's.
         asleep_ns: How long the machine was suspended.
+        looks_for_rivals: Whether to ask the network now and then who else has this host's key.
     """
 
     run_work: Runner = run_in_thread
@@ -94,6 +95,7 @@ class HostTools:
     make_engine: Callable[[HostedEngine], Engine] | None = None
     sensors: Sensors | None = None
     asleep_ns: Callable[[], int] = system_asleep_ns
+    looks_for_rivals: bool = True
 
 
 async def run_host(
@@ -409,6 +411,7 @@ class _Host:
         announcer = Announcer(
             node, self._key, journal, clock=self._clock, rng=self._tools.rng, facts=facts
         )
+        announcer.looks_for_rivals = self._tools.looks_for_rivals
         server.on_change = announcer.changed
         return announcer
 

@@ -242,6 +242,7 @@ class HostProcess(Process):
             rng=Random(self.rng.getrandbits(64)),
             settlement_transport=self.grounds.settlement,
             make_engine=lambda hosted: self.engine,
+            looks_for_rivals=False,  # each has a key of its own here; tried with the failures
         )
         clock = self.grounds.network.wall_clock
         host = _Host(self.config, self.key, clock, tools=tools, logbook=Logbook())
