@@ -144,10 +144,10 @@ class Owner:
         if terms is None:
             return
         held = self.terms_of(model_id)
-        values = {field.path: value_at(held, field.path) for field in PRICE_FIELDS}
-        if not held:
-            values |= {field.path: value_at(terms, field.path) for field in PRICE_FIELDS}
-            values["price.mode"] = "inherit"
+        values = {field.path: value_at(terms, field.path) for field in PRICE_FIELDS}
+        values["price.mode"] = "inherit"  # unless it has a price of its own
+        own = {field.path: value_at(held, field.path) for field in PRICE_FIELDS}
+        values |= {path: value for path, value in own.items() if value is not None}
         title = f"Price of {model_id}"
         self._edit(title, PRICE_FIELDS, values, prefix=("models", self._key(model_id)), first="")
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from e2e_kit import network, sparewatt, wait_until
 
@@ -75,6 +76,34 @@ def test_tui_pause_and_resume_reach_the_host(net: dict, terminal: Terminal):
     terminal("send-keys", "r")
     wait_for(terminal, "serving")
     assert _state_of_first_host(net) == "serving"
+
+
+def test_tui_every_page_opens_and_a_setting_reaches_the_host(net: dict, terminal: Terminal):
+    wait_for(terminal, "serving")
+    sights = {
+        "2": "Engines",
+        "3": "Receipts",
+        "4": "Settlement and clock",
+        "5": "h a week",
+        "6": "all levels",
+        "7": "e Change",  # in the foot, once the page has the keys
+    }
+    for key, words in sights.items():
+        terminal("send-keys", key)
+        wait_for(terminal, words)
+    terminal("send-keys", "e")  # of the first row: the form of its group
+    wait_for(terminal, "^s save")
+    terminal("send-keys", "3", "Enter")  # in place of what is marked
+    wait_until(lambda: _terms_of_first_host(net)["slots"] == 3, WITHIN_S, "the new slots")
+    wait_for(terminal, "slots per engine       3")
+    terminal("send-keys", "Down", "x")
+    wait_until(lambda: _terms_of_first_host(net)["slots"] == 0, WITHIN_S, "the old slots")
+
+
+def _terms_of_first_host(net: dict) -> dict:
+    transport = httpx.HTTPTransport(uds=net["hosts"][0]["control_socket"])
+    with httpx.Client(transport=transport, base_url="http://host") as http:
+        return http.get("/v1/terms").json()["terms"]
 
 
 def _state_of_first_host(net: dict) -> str:

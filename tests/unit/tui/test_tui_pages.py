@@ -11,8 +11,9 @@ from textual.widgets import DataTable, Input
 from tui.forms import AskScreen, FormScreen
 from tui.main import HostApp
 from tui.model.status import LogEntry, Sandbox
+from tui.pages.base import Page
 from tui.pages.logs import ENTRIES_COUNT_MAX, LogsPage
-from tui.screens import PAGES
+from tui.screens import PAGES, Tab
 from tui.testing import LOG, SERVING, FixedSource
 from tui.week_grid import WeekGrid
 
@@ -32,13 +33,15 @@ def at_page(key: str, work: Work, size: tuple[int, int] = (80, 24)) -> None:
 
 
 async def settled(pilot: Pilot[None]) -> None:
-    """Wait until what was begun is done and drawn."""
-    await pilot.pause()
-    # Of an empty list Textual waits for all, and one worker goes on for ever.
-    while begun := [each for each in pilot.app.workers if each.group != "follow"]:
-        await pilot.app.workers.wait_for_complete(begun)
+    """Wait until what was begun is done, what that began too, and all is drawn."""
+    quiet = 0
+    while quiet < 3:
+        # Of an empty list Textual waits for all, and one worker goes on for ever.
+        begun = [each for each in pilot.app.workers if each.group != "follow"]
+        quiet = 0 if begun else quiet + 1
+        if begun:
+            await pilot.app.workers.wait_for_complete(begun)
         await pilot.pause()
-    await pilot.pause()
 
 
 async def press(pilot: Pilot[None], *keys: str) -> None:
@@ -65,19 +68,33 @@ def test_form_with_an_error_looks_as_agreed(snap_compare: SnapCompare) -> None:
     assert snap_compare(app, terminal_size=(80, 24), run_before=ready)  # type: ignore[call-arg]
 
 
-def test_every_page_opens_by_its_key_and_has_a_help_of_its_own() -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_page_opens_by_its_key_and_has_a_help_of_its_own(page: type[Page]) -> None:
     app, _ = app_of(SERVING, *LOG)
 
     async def work(pilot: Pilot[None]) -> None:
-        for page in PAGES:
-            await press(pilot, page.KEY)
-            assert isinstance(app._host_screen.page, page)
-            await press(pilot, "question_mark")
-            shown = text_of(app)
-            assert page.TITLE in shown
-            first = page.HELP.splitlines()[0].split("[/]")[1].split()[0]
-            assert first in shown
-            await press(pilot, "escape")
+        await press(pilot, page.KEY)
+        assert isinstance(app._host_screen.page, page)
+        await press(pilot, "question_mark")
+        first_words = page.HELP.splitlines()[0].split("[/]")[1].split()[0]
+        assert first_words in text_of(app)
+        await press(pilot, "escape")
+        assert app.screen is app._host_screen
+
+    drive(app, work)
+
+
+def test_tab_opens_its_page_by_mouse_and_brackets_go_on() -> None:
+    app, _ = app_of(SERVING, *LOG)
+
+    async def work(pilot: Pilot[None]) -> None:
+        await pilot.click(list(app.screen.query(Tab))[4])
+        await settled(pilot)
+        assert app._host_screen.page.TITLE == "Schedule"
+        await press(pilot, *["right_square_bracket"] * 3)
+        assert app._host_screen.page.TITLE == "Overview"
+        await press(pilot, "left_square_bracket")
+        assert app._host_screen.page.TITLE == "Settings"
 
     drive(app, work)
 
@@ -88,6 +105,19 @@ def test_digit_typed_into_a_form_opens_no_page() -> None:
         assert isinstance(app.screen, FormScreen)
         assert app.screen.query(Input).first().value == "3"
         assert app._host_screen.page.TITLE == "Settings"
+
+    at_page("7", work)
+
+
+def test_setting_is_changed_and_taken_back() -> None:
+    async def work(pilot: Pilot[None], app: HostApp, source: FixedSource) -> None:
+        await press(pilot, "down", "enter", "end", "ctrl+u", "4", "enter")
+        assert source.answers.asked == [("PATCH", "/v1/terms", {"slots": 4})]
+        panel = app.screen.query_one("#settings")  # the notice of the change covers its edge
+        assert panel.border_subtitle == "2 changed live"
+        await press(pilot, "x")
+        assert source.answers.asked[1:] == [("PATCH", "/v1/terms", {"slots": None})]
+        assert panel.border_subtitle == "1 changed live"
 
     at_page("7", work)
 
@@ -152,6 +182,20 @@ def test_now_is_marked_in_the_schedules_zone() -> None:
         assert app.screen.query_one(WeekGrid).now == (6, 13)  # 12:04 UTC of a Sunday, in Berlin
 
     at_page("5", work)
+
+
+def test_model_is_switched_off_and_priced() -> None:
+    async def work(pilot: Pilot[None], app: HostApp, source: FixedSource) -> None:
+        await press(pilot, "tab", "down", "o")
+        assert source.answers.asked == [
+            ("PATCH", "/v1/terms", {"models": {LLAMA: {"is_on": False}}})
+        ]
+        assert "○ off" in text_of(app)
+        await press(pilot, "e", "tab", "end", "ctrl+u", *"0.25", "enter")
+        price = {"models": {LLAMA: {"price": {"in_micros_per_mtok": 250_000}}}}
+        assert source.answers.asked[1] == ("PATCH", "/v1/terms", price)
+
+    at_page("2", work)
 
 
 def test_licence_is_shown_before_it_is_accepted() -> None:
