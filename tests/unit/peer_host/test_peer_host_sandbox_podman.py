@@ -23,7 +23,11 @@ from peer.host.sandbox.choose import Sandbox, SandboxError, open_sandbox
 from peer.host.sandbox.container_plan import Seccomp
 from peer.host.sandbox.settings import SandboxKind
 
-pytestmark = pytest.mark.apt
+# The docker SDK leaves a socket of its pool to the collector, which warns of it in whichever test.
+pytestmark = [
+    pytest.mark.apt,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 STOP_MARGIN_S = 2.0  # somebody has to wait for it
 DEFAULT_PROFILE = "/usr/share/containers/seccomp.json"
