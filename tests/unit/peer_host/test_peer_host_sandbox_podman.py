@@ -1,10 +1,11 @@
 """podman's launcher, in real containers: the suite of all launchers, the probe, and leftovers."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
@@ -28,6 +29,14 @@ pytestmark = [
     pytest.mark.apt,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _collected_here() -> Iterator[None]:
+    """Let the collector find that socket now, not in a test of another room."""
+    yield
+    gc.collect()
+
 
 STOP_MARGIN_S = 2.0  # somebody has to wait for it
 DEFAULT_PROFILE = "/usr/share/containers/seccomp.json"
