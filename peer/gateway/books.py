@@ -5,14 +5,15 @@ sides' word; neither is in anybody's way when settlement is down.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import trio
 
 from p2p import limits
+from p2p.clock import WallClock
 from p2p.limits import SECOND_NS
-from p2p.types import AllowanceId, PublicKey
+from p2p.types import NO_ALLOWANCE, AllowanceId, PublicKey
 from peer.gateway.journal import Journal
 from peer.gateway.wallet import SettlementPort
 from peer.group_commit import JournalError
@@ -27,6 +28,7 @@ from peer.settlement_client import (
 LOG = logging.getLogger(__name__)
 
 SUBMIT_EVERY_S = 20.0
+LOOK_BACK_S = 600.0  # less than the 15 min after which a host closes an idle allowance for good
 SUBMIT_BATCHES_MAX = 100
 SUBMIT_VOUCHERS_MAX = 200
 CLOCK_EVERY_S = 600.0
@@ -50,6 +52,7 @@ class Books:
     settlement: SettlementPort
     network: Callable[[], Awaitable[NetworkStatus]]
     enrol: Callable[[str], Awaitable[str]]
+    clock: WallClock
     order_again: Callable[[AllowanceId], bool] = lambda allowance_id: False
     clock_trouble: str = ""
     enrol_trouble: str = ""
@@ -122,33 +125,61 @@ class Books:
     # -- what we have ----------------------------------------------------------------------------
 
     async def keep_submitting(self) -> None:
-        """Submit what is new now and then, until cancelled."""
+        """Submit what is new now and then, and seldom look back, until cancelled."""
+        look_s = trio.current_time()
         while True:
             await trio.sleep(SUBMIT_EVERY_S)
-            await self.submit()
+            looks_back = trio.current_time() >= look_s
+            if await self.submit(looks_back=looks_back) and looks_back:
+                look_s = trio.current_time() + LOOK_BACK_S
 
-    async def submit(self) -> None:
-        """Submit vouchers and receipts that settlement lacks; failures wait for the next time."""
+    async def submit(self, *, looks_back: bool = False) -> bool:
+        """Submit vouchers and receipts that settlement lacks; failures wait for the next time.
+
+        Args:
+            looks_back: Submit the vouchers that settlement had before, too. One that came back
+                from an old backup can't know what it forgot, and where nothing new is signed
+                nobody would tell it: what the host submits would be refused for good.
+
+        Returns:
+            Whether settlement answered to all of it.
+        """
         try:
             await self._submit_vouchers()
             await self._submit_receipts()
+            if looks_back:
+                await self._look_back()
         except SettlementUnreachableError as error:
             LOG.info("settlement can't be reached: %s", error)
         except SettlementRefusedError as error:
             LOG.warning("settlement refused what we submitted: %s", error)
         except JournalError as error:
             LOG.warning("%s", error)
+        else:
+            return True
+        return False
+
+    async def _look_back(self) -> None:
+        """Submit the vouchers of all allowances that are not over: settlement counts each once."""
+        after, now_ns = NO_ALLOWANCE, self.clock()
+        while items := await self.journal.vouchers_to_look_back(after, now_ns, SUBMIT_VOUCHERS_MAX):
+            await self._offer(items)
+            after, _, _ = items[-1]
 
     async def _submit_vouchers(self) -> None:
         items = await self.journal.vouchers_to_submit(SUBMIT_VOUCHERS_MAX)
-        if not items:
-            return
+        if items:
+            await self._offer(items)
+
+    async def _offer(self, items: Sequence[tuple[AllowanceId, int, bytes]]) -> None:
         results = await self.settlement.vouchers([envelope for _, _, envelope in items])
         for (allowance_id, cum_micros, _), result in zip(items, results, strict=True):
             if result.outcome is VoucherOutcome.REFUSED and self.order_again(allowance_id):
-                continue  # settlement came back from a backup: it goes again once it is known
-            # Whatever else it said of this voucher, saying it again would not change it.
-            self.journal.mark_posted(allowance_id, max(cum_micros, result.cum_micros))
+                # Settlement came back from a backup: it goes again once the allowance is known.
+                self.journal.mark_forgotten(allowance_id)
+            else:
+                # Whatever else it said of this voucher, saying it again would not change it.
+                self.journal.mark_posted(allowance_id, max(cum_micros, result.cum_micros))
 
     async def _submit_receipts(self) -> None:
         """Submit all batches: one busy host makes twenty of them each second."""

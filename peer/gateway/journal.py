@@ -182,6 +182,10 @@ class Journal(GroupCommit):
         """Note how much of an allowance settlement has posted."""
         self.put(sql.MARK_POSTED, (posted_micros, allowance_id))
 
+    def mark_forgotten(self, allowance_id: AllowanceId) -> None:
+        """Note that settlement knows nothing of an allowance: its voucher is to be submitted."""
+        self.put(sql.MARK_FORGOTTEN, (allowance_id,))
+
     def mark_submitted(self, digest: Digest) -> None:
         """Note that settlement has a batch."""
         self.put(sql.MARK_SUBMITTED, (digest,))
@@ -206,8 +210,19 @@ class Journal(GroupCommit):
 
     async def vouchers_to_submit(self, limit: int) -> tuple[tuple[AllowanceId, int, bytes], ...]:
         """Return id, sum and envelope of vouchers of which settlement has not posted all."""
-        rows = await self.read(sql.VOUCHERS_TO_SUBMIT, (limit,))
-        return tuple((AllowanceId(_bytes(a)), _int(b), _bytes(c)) for a, b, c in rows)
+        return _vouchers(await self.read(sql.VOUCHERS_TO_SUBMIT, (limit,)))
+
+    async def vouchers_to_look_back(
+        self, after: AllowanceId, now_ns: int, limit: int
+    ) -> tuple[tuple[AllowanceId, int, bytes], ...]:
+        """Return the same of all allowances that are not over, posted or not, by their ids.
+
+        Args:
+            after: The last id of the page before; empty for the first page.
+            now_ns: Wall clock; what can't be settled any more is left out.
+            limit: How many at most.
+        """
+        return _vouchers(await self.read(sql.VOUCHERS_TO_LOOK_BACK, (after, now_ns, limit)))
 
     async def batches_to_submit(self, limit: int) -> tuple[StoredBatch, ...]:
         """Return the oldest batches that settlement lacks."""
@@ -268,6 +283,10 @@ async def open_journal(
         ) from error
     async with committing(Journal(connection, run_work)) as journal:
         yield journal
+
+
+def _vouchers(rows: Sequence[Row]) -> tuple[tuple[AllowanceId, int, bytes], ...]:
+    return tuple((AllowanceId(_bytes(a)), _int(b), _bytes(c)) for a, b, c in rows)
 
 
 def _stored_allowance(row: Row) -> StoredAllowance:

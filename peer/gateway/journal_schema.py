@@ -103,6 +103,11 @@ PUT_VOUCHER = """INSERT INTO vouchers (allowance_id, sequence, cum_micros, envel
 LOAD_VOUCHER = "SELECT envelope FROM vouchers WHERE allowance_id = ?"
 VOUCHERS_TO_SUBMIT = """SELECT allowance_id, cum_micros, envelope FROM vouchers
   WHERE cum_micros > posted_micros LIMIT ?"""
+VOUCHERS_TO_LOOK_BACK = """SELECT v.allowance_id, v.cum_micros, v.envelope
+  FROM vouchers v JOIN allowances a ON a.allowance_id = v.allowance_id
+  WHERE v.allowance_id > ? AND NOT a.ended AND a.settle_by_ns > ?
+  ORDER BY v.allowance_id LIMIT ?"""
+MARK_FORGOTTEN = "UPDATE vouchers SET posted_micros = 0 WHERE allowance_id = ?"
 MARK_POSTED = """UPDATE vouchers SET posted_micros = max(posted_micros, ?)
   WHERE allowance_id = ?"""
 

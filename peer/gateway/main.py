@@ -239,7 +239,7 @@ class _Gateway:
         async def network() -> NetworkStatus:
             return await client.network()
 
-        return Books(journal, client, network, enrol)
+        return Books(journal, client, network, enrol, self._clock)
 
     def _make_server(self, core: Core, books: Books, tasks: trio.Nursery) -> HttpServer:
         def spawn(answer: Callable[[], Awaitable[None]]) -> None:

@@ -64,7 +64,7 @@ def make_books(journal: Journal, settlement) -> Books:
     async def nobody(*_: object) -> str:
         raise AssertionError
 
-    return Books(journal, settlement, nobody, nobody)
+    return Books(journal, settlement, nobody, nobody, settlement.clock)
 
 
 async def test_journal_that_cannot_be_read_stops_no_task(

@@ -16,7 +16,8 @@ from p2p.receipts.messages import ALLOWANCE, VOUCHER
 from p2p.signing import unseal
 from p2p.testing import MemoryNetwork
 from p2p.types import NetworkId, PeerId
-from peer.gateway.books import Books
+from peer.gateway import books as books_module
+from peer.gateway.books import LOOK_BACK_S, SUBMIT_EVERY_S, Books
 from peer.gateway.journal import open_journal
 from peer.gateway.wallet import ALLOWANCE_MICROS_MIN, wallet_key
 from peer.group_commit import run_inline
@@ -277,7 +278,7 @@ def make_books(journal, settlement: FakeSettlement, offset_ns: int = 0) -> Books
     async def enrol(code: str) -> str:
         return "account"
 
-    return Books(journal, settlement, network_status(offset_ns), enrol)
+    return Books(journal, settlement, network_status(offset_ns), enrol, settlement.clock)
 
 
 async def test_restarted_gateway_does_not_pay_what_a_disputed_receipt_asked(
@@ -318,3 +319,54 @@ async def test_settlement_back_from_a_backup_is_asked_again_for_the_allowance_in
         assert len(settlement.submitted_vouchers) == 2
         await books.submit()
         assert len(settlement.submitted_vouchers) == 2
+
+
+async def test_settlement_that_forgot_what_it_had_posted_is_told_again_although_nothing_is_new(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(tmp_path, first=Script()) as world:
+        await world.ask(chat(), folds=True).wait()
+        await world.wait_settled()
+        settlement, wallet = world.settlement, world.parts.core.wallet
+        books = make_books(world.journal, settlement)
+        books.order_again = wallet.order_again
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(books.keep_submitting)
+            await trio.sleep(30)
+            voucher = settlement.submitted_vouchers[-1]
+            forgotten = dict(settlement.allowances)
+            settlement.allowances.clear()
+            settlement.submitted_vouchers.clear()
+            settlement.is_up = False
+            await trio.sleep(LOOK_BACK_S)
+            settlement.is_up = True
+            await trio.sleep(2 * SUBMIT_EVERY_S + 5)
+            tasks.cancel_scope.cancel()
+        assert settlement.allowances.keys() == forgotten.keys()
+        assert settlement.submitted_vouchers == [voucher, voucher]  # refused, then posted
+
+
+async def test_look_back_goes_through_all_allowances_that_can_be_settled_page_by_page(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(books_module, "SUBMIT_VOUCHERS_MAX", 1)
+    async with open_world(tmp_path) as world:
+        for host in [await world.add_host(name, Script()) for name in ("a", "b", "c")]:
+            await world.wait_ready(host)
+            only = {"only": [host.peer_id]}
+            await world.ask(chat(provider=only), folds=True).wait()
+            await world.wait_settled()
+        settlement, journal = world.settlement, world.journal
+        books = make_books(journal, settlement)
+        over, *rest = await journal.vouchers_to_submit(9)
+        journal.end_allowance(over[0])
+        for _ in range(3):
+            await books.submit()
+        assert len(settlement.submitted_vouchers) == 3  # all is posted
+        settlement.submitted_vouchers.clear()
+        await books.submit(looks_back=True)
+        assert sorted(settlement.submitted_vouchers) == sorted(envelope for _, _, envelope in rest)
+        settlement.submitted_vouchers.clear()
+        books.clock = lambda: world.settlement.clock() + limits.SETTLE_GRACE_NS + limits.DAY_NS
+        await books.submit(looks_back=True)
+        assert not settlement.submitted_vouchers
