@@ -99,8 +99,8 @@ class Process:
         await self._told.wait()
 
     def ready(self) -> None:
-        """Say that this life serves."""
-        self.is_up = True
+        """Say that this life serves, if it was not over before it began."""
+        self.is_up = not self._scope.cancel_called
         self._told.set()
 
     async def _live(self) -> None:
@@ -123,6 +123,7 @@ class Process:
         if self._scope.cancel_called:
             return
         self.crashes_count += 1
+        self.is_up = False  # it takes nothing more, though its tasks have yet to end
         self.died()
         self.disk.is_dead = True
         self._scope.cancel()
@@ -242,7 +243,7 @@ class HostProcess(Process):
             rng=Random(self.rng.getrandbits(64)),
             settlement_transport=self.grounds.settlement,
             make_engine=lambda hosted: self.engine,
-            looks_for_rivals=False,  # each has a key of its own here; tried with the failures
+            looks_for_rivals=True,
         )
         clock = self.grounds.network.wall_clock
         host = _Host(self.config, self.key, clock, tools=tools, logbook=Logbook())
@@ -338,7 +339,9 @@ class GatewayProcess(Process):
         ):
             wallet = Wallet(journal, client, self.keys.seed, NETWORK_ID, network.wall_clock)
             await wallet.restore()
-            books = self.books = Books(journal, client, client.network, _no_enrolment)
+            books = self.books = Books(
+                journal, client, client.network, _no_enrolment, network.wall_clock
+            )
             books.order_again = wallet.order_again
             core = self.core = make_core(wallet, self.policy, Random(rng.getrandbits(64)))
             parts = connect(

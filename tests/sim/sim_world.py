@@ -46,6 +46,7 @@ REQUEST_S_MAX = (
 answer may fall silent, once for a voucher and once for good."""
 SUBMISSIONS_COUNT = 4
 QUIET_S = 15.0  # links come back and all is paid: a backoff, a look-up, a round of books
+ORDER_S = 1.0  # an order on an idle network
 TWIN = "-twin"
 TROUBLES = (
     "lose", "cut", "freeze", "partition", "slow", "jitter", "directory",
@@ -552,11 +553,16 @@ class World:
             if not process.is_up:
                 await self._start_again(process, nursery)
 
+    async def _submit_all(self, *, looks_back: bool) -> None:
+        """Let each gateway do at once what it does every 20 s, or every ten minutes."""
+        for gateway in self.gateways:
+            await gateway.process.books.submit(looks_back=looks_back)
+
     async def _stop(self) -> None:
         """Stop gateways, then hosts, which settle what they hold."""
-        for gateway in self.gateways:
-            await gateway.process.books.submit()
-        await trio.sleep(1)  # what a restored settlement has forgotten is ordered again
+        await self._submit_all(looks_back=True)
+        await trio.sleep(ORDER_S)  # what a restored settlement has forgotten is ordered again
+        await self._submit_all(looks_back=False)
         for host in self.hosts:
             host.process.stopping.set()
         self.in_use = [

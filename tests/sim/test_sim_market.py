@@ -24,6 +24,7 @@ from p2p.receipts.tab import Customer
 from p2p.session import Session
 from peer.gateway import dispatch, routing
 from peer.gateway.attempt import Attempt
+from peer.gateway.books import Books
 from peer.gateway.journal import Journal
 from settlement import ledger
 
@@ -215,6 +216,47 @@ def test_simulation_finds_books_that_depend_on_the_order(monkeypatch) -> None:
 
     monkeypatch.setattr(ledger, "present_voucher", present)
     find(quiet(requests=12), "another order")
+
+
+def test_simulation_finds_a_gateway_that_believes_settlement_never_forgets(monkeypatch) -> None:
+    def forget_at_last(world: World) -> None:
+        """Let settlement lose all allowances when everything is posted and nothing new comes."""
+        stop = world._stop
+
+        async def stop_after_a_restore() -> None:
+            for gateway in world.gateways:
+                await gateway.process.books.submit()
+            world.settlement.restore()
+            await stop()
+
+        world._stop = stop_after_a_restore
+
+    async def nothing(self) -> None:  # type: ignore[no-untyped-def]
+        pass
+
+    rules = quiet(before=forget_at_last)
+    assert failure_of(0, rules) == ""
+    monkeypatch.setattr(Books, "_look_back", nothing)
+    assert "a voucher was never settled" in failure_of(0, rules)
+
+
+def test_simulation_asks_nothing_of_a_gateway_that_is_dying() -> None:
+    """Its clients' connections broke with it: what came later would never be answered."""
+    were_up = []
+
+    def break_off(world: World) -> None:
+        for gateway in world.gateways:
+            die = gateway.process.died
+
+            def died(process=gateway.process, die=die) -> None:  # type: ignore[no-untyped-def]
+                were_up.append(process.is_up)
+                die()
+
+            gateway.process.died = died
+
+    run_world(1, quiet(troubles=("gateway-crash",), requests=3, before=break_off))
+    assert were_up
+    assert not any(were_up)
 
 
 # -- the table ---------------------------------------------------------------------------------
