@@ -102,8 +102,16 @@ class Owner:
 
         self._app.run_worker(tell(), group="command")
 
-    def change(self, method: str, path: str, body: Json, done: str) -> None:
-        """Ask for a change and say how it went."""
+    def change(
+        self,
+        method: str,
+        path: str,
+        body: Json,
+        done: str,
+        *,
+        taken: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Ask for a change and say how it went; call ``taken`` once the host has made it."""
 
         async def ask() -> None:
             try:
@@ -112,13 +120,16 @@ class Owner:
                 self._refused("Not changed", error)
             else:
                 self._app.notify(done)
+                taken()
                 self.on_change()
 
         self._app.run_worker(ask(), group="command")
 
-    def change_terms(self, patch: Json, done: str) -> None:
-        """Patch the terms and say how it went."""
-        self.change("PATCH", "/v1/terms", patch, done)
+    def change_terms(
+        self, patch: Json, done: str, *, taken: Callable[[], None] = lambda: None
+    ) -> None:
+        """Patch the terms and say how it went; see ``change``."""
+        self.change("PATCH", "/v1/terms", patch, done, taken=taken)
 
     def _refused(self, title: str, error: CommandRefusedError) -> None:
         self._app.notify(str(error), title=title, severity="error", markup=False)

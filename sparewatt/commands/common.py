@@ -46,6 +46,33 @@ def data_option(name: str) -> Callable[[Callable[ParamsT, ResultT]], Callable[Pa
     )
 
 
+def host_data_option(
+    text: str = "The host's data directory.",
+) -> Callable[[Callable[ParamsT, ResultT]], Callable[ParamsT, ResultT]]:
+    """Return ``--data`` of a host: None if it is not said, since its file may name it too."""
+    return click.option(
+        "--data",
+        "data_dir",
+        metavar="DIR",
+        type=click.Path(file_okay=False, path_type=Path),
+        show_default=f"${DATA_VARIABLE}/host or the user's data directory",
+        help=text,
+    )
+
+
+def host_file_option(
+    text: str = "The host's file.  [default: host.toml in the data directory]",
+) -> Callable[[Callable[ParamsT, ResultT]], Callable[ParamsT, ResultT]]:
+    """Return ``--config``, the file in which a host's owner decides."""
+    return click.option(
+        "--config",
+        "config_file",
+        metavar="FILE",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help=text,
+    )
+
+
 def network_option(
     function: Callable[ParamsT, ResultT],
 ) -> Callable[ParamsT, ResultT]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import click
 from click.core import ParameterSource
 
-from sparewatt.commands.common import DATA_VARIABLE, default_data_dir, example
+from sparewatt.commands.common import default_data_dir, example, host_data_option, host_file_option
 from sparewatt.commands.daemons import code_option, read_code, ready_fields, verbose_option
 from sparewatt.commands.host_challenge import challenge_command
 from sparewatt.commands.host_doctor import doctor_command
@@ -70,22 +70,11 @@ class HostOptions(TypedDict):
         "sparewatt host --network join.json --engine openai=http://127.0.0.1:8000/v1",
     ),
 )
-@click.option(
-    "--config",
-    "config_file",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help=f"What to serve, as a file; each flag wins over it.  [default: DATA/{FILE_NAME} if "
-    "there is one]",
+@host_file_option(
+    "What to serve, as a file; each flag wins over it.  "
+    f"[default: DATA/{FILE_NAME} if there is one]"
 )
-@click.option(
-    "--data",
-    "data_dir",
-    metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
-    show_default=f"${DATA_VARIABLE}/host or the user's data directory",
-    help="Where it keeps its keys and records.",
-)
+@host_data_option("Where it keeps its keys and records.")
 @click.option(
     "--network",
     "network_file",

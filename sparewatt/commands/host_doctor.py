@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sparewatt.commands.common import DATA_VARIABLE, default_data_dir, example
+from sparewatt.commands.common import default_data_dir, example, host_data_option, host_file_option
 
 if TYPE_CHECKING:
     from sparewatt.doctor.findings import Subject
@@ -17,21 +17,8 @@ if TYPE_CHECKING:
 @click.command(
     "doctor", epilog=example("sparewatt host doctor", "sparewatt host doctor --deep --json")
 )
-@click.option(
-    "--config",
-    "config_file",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The host's file.  [default: host.toml in the data directory]",
-)
-@click.option(
-    "--data",
-    "data_dir",
-    metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
-    show_default=f"${DATA_VARIABLE}/host or the user's data directory",
-    help="The host's data directory.",
-)
+@host_file_option()
+@host_data_option()
 @click.option("--deep", is_flag=True, help="Take minutes: digests of large models, the sandbox.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor_command(

@@ -6,7 +6,7 @@ from typing import TypedDict, Unpack
 
 import click
 
-from sparewatt.commands.common import DATA_VARIABLE, default_data_dir, example
+from sparewatt.commands.common import default_data_dir, example, host_data_option, host_file_option
 from sparewatt.commands.daemons import code_option, read_code
 from sparewatt.daemon import explained
 from sparewatt.host_file import FILE_NAME
@@ -58,21 +58,8 @@ class InitOptions(TypedDict):
     type=click.Choice([FOREGROUND, SERVICE, NOT_NOW]),
     help="Start the host here, as a service, or not now.  [default: here]",
 )
-@click.option(
-    "--config",
-    "config_file",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The file to write.  [default: host.toml in the data directory]",
-)
-@click.option(
-    "--data",
-    "data_dir",
-    metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
-    show_default=f"${DATA_VARIABLE}/host or the user's data directory",
-    help="Where the host keeps its keys and records.",
-)
+@host_file_option("The file to write.  [default: host.toml in the data directory]")
+@host_data_option("Where the host keeps its keys and records.")
 @code_option
 def init_command(**options: Unpack[InitOptions]) -> None:
     """Set up this machine as a host, and start it.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sparewatt.commands.common import DATA_VARIABLE, default_data_dir, example
+from sparewatt.commands.common import default_data_dir, example, host_data_option, host_file_option
 from sparewatt.daemon import explained
 
 if TYPE_CHECKING:
@@ -36,21 +36,8 @@ def service_group() -> None:
         "sparewatt host service install", "sparewatt host service install --print > host.service"
     ),
 )
-@click.option(
-    "--config",
-    "config_file",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The host's file.  [default: host.toml in the data directory]",
-)
-@click.option(
-    "--data",
-    "data_dir",
-    metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
-    show_default=f"${DATA_VARIABLE}/host or the user's data directory",
-    help="The host's data directory.",
-)
+@host_file_option()
+@host_data_option()
 @name_option
 @click.option("--no-start", is_flag=True, help="Start it with the machine only, not now.")
 @click.option("--print", "only_print", is_flag=True, help="Show the unit and change nothing.")

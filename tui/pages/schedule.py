@@ -192,11 +192,18 @@ class SchedulePage(Page):
         self._tell()
 
     def action_save(self) -> None:
-        """Save the week."""
-        if self._is_dirty:
-            self._is_dirty = False
-            schedule = schedule_of(self._grid.week, self._time_zone())
-            self._owner.change_terms({"schedule": schedule}, "The schedule holds from now on.")
+        """Save the week; what the host refuses stays painted, and what is painted meanwhile too."""
+        if not self._is_dirty:
+            return
+        sent = bytes(self._grid.week)
+
+        def taken() -> None:
+            self._is_dirty = bytes(self._grid.week) != sent
+            self._tell()
+
+        schedule = schedule_of(self._grid.week, self._time_zone())
+        done = "The schedule holds from now on."
+        self._owner.change_terms({"schedule": schedule}, done, taken=taken)
 
     def action_forget(self) -> None:
         """Show what holds again."""

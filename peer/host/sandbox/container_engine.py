@@ -152,7 +152,11 @@ class ContainerEngine:
         with trio.move_on_after(CALL_S_MAX):
             try:
                 stream = await trio.open_unix_socket(self._socket_path)
-                return stream, await _upgrade(stream, container_id)
+                try:
+                    return stream, await _upgrade(stream, container_id)
+                except BaseException:  # also when the time is over, or whoever asked has gone
+                    await trio.aclose_forcefully(stream)
+                    raise
             except (OSError, trio.BrokenResourceError) as error:
                 raise ContainerEngineError(f"can't attach to a container: {error}") from error
         raise ContainerEngineError("can't attach to a container: no answer")
@@ -228,7 +232,6 @@ async def _upgrade(stream: trio.SocketStream, container_id: str) -> bytes:
         head += data
     text, _, rest = head.partition(b"\r\n\r\n")
     if not text.startswith((b"HTTP/1.1 101", b"HTTP/1.1 200")):
-        await stream.aclose()
         said = (rest or text)[:500].decode(errors="replace").strip()
         raise ContainerEngineError(f"can't attach to a container: {said}")
     return rest

@@ -24,16 +24,12 @@ from peer.host.sandbox.choose import Sandbox, SandboxError, open_sandbox
 from peer.host.sandbox.container_plan import Seccomp
 from peer.host.sandbox.settings import SandboxKind
 
-# The docker SDK leaves a socket of its pool to the collector, which warns of it in whichever test.
-pytestmark = [
-    pytest.mark.apt,
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.apt
 
 
 @pytest.fixture(autouse=True)
 def _collected_here() -> Iterator[None]:
-    """Let the collector find that socket now, not in a test of another room."""
+    """Let a socket that was left open fail the test that left it, not one of another room."""
     yield
     gc.collect()
 

@@ -13,6 +13,7 @@ from tui.main import HostApp
 from tui.model.status import LogEntry, Sandbox
 from tui.pages.base import Page
 from tui.pages.logs import ENTRIES_COUNT_MAX, LogsPage
+from tui.pages.schedule import SchedulePage
 from tui.screens import PAGES, Tab
 from tui.testing import LOG, SERVING, FixedSource
 from tui.week_grid import WeekGrid
@@ -161,6 +162,22 @@ def test_hours_are_opened_by_keys_and_mouse_and_saved() -> None:
             ],
         }
         assert sum(grid.week) == 180
+        assert "not saved" not in text_of(app)
+
+    at_page("5", work)
+
+
+def test_hours_that_the_host_refuses_stay_painted() -> None:
+    async def work(pilot: Pilot[None], app: HostApp, source: FixedSource) -> None:
+        source.answers.refusal = "no room for so many hours"
+        await press(pilot, "m", "m", "w")
+        grid = app.screen.query_one(WeekGrid)
+        app.screen.query_one(SchedulePage).take(app.owner.facts)  # what comes by itself
+        assert sum(grid.week) == 0
+        assert "not saved" in text_of(app)
+        source.answers.refusal = ""
+        await press(pilot, "w")
+        assert source.answers.asked[-1][2]["schedule"]["mode"] == "never"
         assert "not saved" not in text_of(app)
 
     at_page("5", work)
