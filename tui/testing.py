@@ -50,6 +50,7 @@ from tui.testing_answers import FakeAnswers, encoded
 
 SUBSCRIBER_EVENTS_MAX = 1000
 PICTURE_STATUSES_COUNT = 60
+FOOT_SECONDS = 0.5  # until the keys of the first page stand in the foot
 LIVE_PICTURE_SECONDS = 20  # enough of a running host for its curve to be one
 PICTURE_CELLS_COUNT = (120, 28)
 PICTURE_FONTS = "Fira Code, DejaVu Sans Mono, Menlo, Consolas, monospace"
@@ -385,6 +386,7 @@ async def _draw(socket_path: Path | None) -> str:
         app, wait_s = HostApp(HostSource(socket_path), zone=UTC), LIVE_PICTURE_SECONDS
     async with app.run_test(size=PICTURE_CELLS_COUNT) as pilot:
         await pilot.pause(wait_s)
+        await pilot.pause(FOOT_SECONDS)
         picture = app.export_screenshot(title="sparewatt tui")
     without_web_fonts = re.sub(r"@font-face\s*{[^}]*}", "", picture)
     return without_web_fonts.replace("Fira Code, monospace", PICTURE_FONTS)

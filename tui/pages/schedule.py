@@ -27,6 +27,14 @@ ZONE_GROUP = Group(
 )
 
 
+_UNITS = {
+    "idle.gpu_percent": "%",
+    "idle.cpu_percent": "%",
+    "idle.input_s": " s",
+    "idle.quiet_s": " s",
+}
+
+
 class SchedulePage(Page):
     """The week as a grid; what is painted holds once it is saved."""
 
@@ -154,8 +162,9 @@ class SchedulePage(Page):
         if not value_at(values, "idle.is_on"):
             return [("your use", Text("not watched; i turns it on", style=DIM_COLOR))]
         told = [
-            f"{field.label} {shown(field, value_at(values, field.path))}"
+            f"{field.label} {shown(field, value)}{_UNITS.get(field.path, '')}"
             for field in IDLE_GROUP.fields[1:]
+            if (value := value_at(values, field.path))  # 0 looks at nothing
         ]
         lines = [("your use", Text(clean(reason) or "quiet, as far as can be seen"))]
         lines.append(("", Text(" · ".join(told), style=DIM_COLOR)))
