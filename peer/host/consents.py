@@ -148,15 +148,22 @@ class ConsentBook:
         if found not in self._consents and len(self._consents) >= CONSENTS_COUNT_MAX:
             raise ConsentFileError(f"{self._path} holds {CONSENTS_COUNT_MAX} consents: remove some")
         consent = self.knowledge.consent(model_id, licence, how, now_ns=self._clock())
+        before = self._consents.get(found)
         self._consents[found] = consent
-        self._write()
+        try:
+            self._write()
+        except SparewattError:  # what is not on the disk was not accepted
+            del self._consents[found]
+            if before is not None:
+                self._consents[found] = before
+            raise
         _LOG.info("the terms %s of %s are accepted (%s)", licence, model_id, how.value)
         return consent
 
     def _write(self) -> None:
+        self.version += 1
         text = msgspec.json.format(msgspec.json.encode(list(self._consents.values())))
         write_private(self._path, text.decode() + "\n")
-        self.version += 1
 
 
 def _read(path: Path) -> list[Consent]:

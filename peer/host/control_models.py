@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 import trio
 
+from p2p.errors import SparewattError
 from p2p.types import model_key
 from peer.host.consents import ConsentBook, StaleConsentError
 from peer.host.control_routes import ControlError, Later, Routes, query_text, read_body
@@ -68,7 +69,12 @@ class ModelControl:
 
     def _models(self, request: HttpRequest) -> object:
         async def read() -> object:
-            return await trio.to_thread.run_sync(self._list)
+            try:
+                return await trio.to_thread.run_sync(self._list)
+            except OSError as error:
+                where = self._fetching.library.root
+                message = f"can't read {where}: {error.strerror or error}; mend its rights"
+                raise ControlError(503, message) from error
 
         return Later(read)
 
@@ -127,13 +133,20 @@ class ModelControl:
             consent = self._consents.accept(body.model_id, licence, text_sha256=body.text_sha256)
         except StaleConsentError as error:
             raise ControlError(409, str(error), param="text_sha256") from error
+        except SparewattError as error:  # e.g. the disk is full
+            raise ControlError(503, f"nothing was accepted: {error}") from error
         self._fleet.reconsider()
         return {"ok": True, "consent": consent}
 
     def _withdraw(self, request: HttpRequest) -> object:
         body = read_body(request, WithdrawBody)
-        count = self._consents.withdraw(body.model_id)
-        self._fleet.reconsider()
+        try:
+            count = self._consents.withdraw(body.model_id)
+        except SparewattError as error:
+            message = f"this holds until the host ends, not longer: {error}"
+            raise ControlError(503, message) from error
+        finally:
+            self._fleet.reconsider()
         return {"ok": True, "withdrawn": count}
 
     def _licence_of(self, model_id: str, said: str) -> str:

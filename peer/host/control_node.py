@@ -16,8 +16,9 @@ from p2p.receipts.cost import Usage
 from p2p.session.events import ErrorInfo
 from peer.host.config import ENGINES_COUNT_MAX, HostedEngine
 from peer.host.config_values import ConfigValueError, hosted_engine
-from peer.host.control_engines import refused_by_fleet
+from peer.host.control_engines import keep_engines, refused_by_fleet
 from peer.host.control_routes import ControlError, Later, Routes, Streamed, read_body
+from peer.host.engine_keeper import EngineKeeper
 from peer.host.engines.api import EngineCall, EngineFailure
 from peer.host.engines.events import AnswerEvent, EngineGarbageError, EventSplitter
 from peer.host.engines.fleet import DRAIN_S, Fleet, FleetRefusal
@@ -108,8 +109,10 @@ class NodeControl:
         *,
         monotonic_s: Callable[[], float],
         set_paused: Callable[[bool], Awaitable[None]],
+        keeper: EngineKeeper,
     ) -> None:
         self._server = server
+        self._keeper = keeper
         self._board = board
         self._monotonic_s = monotonic_s
         self._set_paused = set_paused
@@ -176,8 +179,9 @@ class NodeControl:
                 model_id=offered.offer.model_id,
                 is_stream=is_stream,
                 monotonic_s=self._monotonic_s,
-                over=lambda: self._free_slot(member),
+                over=lambda: self._over(member, sink),
             )
+            member.take_answer(sink.end)
             sink.call = member.engine.start(prepared.body, sink)
 
         return Streamed(begin)
@@ -194,8 +198,9 @@ class NodeControl:
             raise ControlError(404, f"this host serves {names}", param="model")
         return found
 
-    def _free_slot(self, member: HostMember) -> None:
+    def _over(self, member: HostMember, sink: "_OwnersAnswer") -> None:
         member.queue.give_back()
+        member.answer_over(sink.end)
         self._server.pump()
 
     # -- setup ---------------------------------------------------------------------------------
@@ -205,17 +210,19 @@ class NodeControl:
         fleet = self._server.fleet
         wanted = [_read_engine(index, values) for index, values in enumerate(body.engines)]
         _check_setup(fleet, wanted, body.unload)
-        for hosted in wanted:
-            is_there = hosted.name in fleet.members
-            _done(fleet.swap(hosted, drain_s=DRAIN_S) if is_there else fleet.load(hosted))
-        for name in body.unload:
-            _done(fleet.unload(name))
         paused = body.paused
-        if paused is None:
-            return {"ok": True, "engines": self._board.read().engines}
 
         async def finish() -> object:
-            await self._set_paused(paused)
+            _check_setup(fleet, wanted, body.unload)  # again, for it waited in a line
+            for hosted in wanted:
+                is_there = hosted.name in fleet.members
+                _done(fleet.swap(hosted, drain_s=DRAIN_S) if is_there else fleet.load(hosted))
+            for name in body.unload:
+                _done(fleet.unload(name))
+            gone = dict.fromkeys(body.unload)
+            await keep_engines(self._keeper, {**gone, **{each.name: each for each in wanted}})
+            if paused is not None:
+                await self._set_paused(paused)
             return {"ok": True, "engines": self._board.read().engines}
 
         return Later(finish)
@@ -316,6 +323,11 @@ class _OwnersAnswer:
     def failed(self, failure: EngineFailure) -> None:
         """Say why no more comes."""
         self._fail(failure.message, HTTP_STATUS[failure.code], failure.param)
+
+    def end(self) -> None:
+        """End it before its time: its engine leaves, and has waited for it long enough."""
+        self._abort()
+        self._fail("this engine is being unloaded", 503)
 
     # ------------------------------------------------------------------------------------------
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import trio
 
+from p2p.errors import SparewattError
 from p2p.types import model_key
 from peer.host.store.catalogue import CatalogueModel, Source
 from peer.host.store.fetch import Fetcher
-from peer.host.store.library import Library, StoreError
+from peer.host.store.library import Library
 from peer.host.store.transfer import Progress
 
 _LOG = logging.getLogger(__name__)
@@ -98,9 +99,21 @@ class FetchDesk:
         with fetch.scope:
             try:
                 folder = await self._fetcher.fetch(fetch.model, fetch.source, tell)
-            except StoreError as error:
-                fetch.state, fetch.detail = "failed", str(error)
-                _LOG.warning("%s was not fetched: %s", fetch.model.model_id, error)
+            except (SparewattError, OSError) as error:
+                # Also what a folder that vanished or changed its rights says, at any step: a fetch
+                # that fails is no reason for the host to end.
+                fetch.state, fetch.detail = "failed", _reason(error)
+                _LOG.warning("%s was not fetched: %s", fetch.model.model_id, fetch.detail)
             else:
                 fetch.state, fetch.detail = "done", str(folder)
                 _LOG.info("%s is fetched and verified: %s", fetch.model.model_id, folder)
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    where = f" {error.filename}" if error.filename else ""
+    return (
+        f"can't use{where}: {error.strerror or error}; what was fetched stays: mend it and fetch "
+        "again to go on"
+    )

@@ -30,6 +30,7 @@ from peer.host.control_engines import EngineControl
 from peer.host.control_models import ModelControl
 from peer.host.control_node import NodeControl
 from peer.host.control_terms import TermsControl
+from peer.host.engine_keeper import EngineKeeper
 from peer.host.engines.api import Engine
 from peer.host.engines.fake import FakeEngine
 from peer.host.engines.fleet import Fleet
@@ -116,7 +117,7 @@ async def run_host(
         tools: What a test replaces.
 
     Raises:
-        DataDirectoryError: If the data directory is in use or can't be used.
+        DataDirectoryError: If the data directory, or what was kept in it, can't be used.
         JournalError: If the journal can't be opened.
         ListenError: If the control socket is taken.
         EngineStartError: If none of the host's own engines starts the first time.
@@ -170,13 +171,16 @@ class _Host:
             config.store_dir or config.data_dir / MODELS_NAME, bytes_max=config.store_bytes_max
         )
         self._fetching = FetchDesk(library, Fetcher(library, access=config.hub, clock=clock))
+        self._engine_keeper = EngineKeeper(config.engines, config.data_dir, tools.run_work)
         self._fleet = Fleet[ServedRequest](
-            config.engines,
+            self._engine_keeper.engines,
             tools.make_engine or self._make_engine,
             load_s=config.timeouts.load_s,
             gate=self._consents,
             digester=DigestBook(config.data_dir / DIGESTS_NAME),
+            started=config.engines,
         )
+        self._fleet.on_put_back = self._engine_keeper.put_back
         self._keeper = TermsKeeper(config.terms, config.data_dir, tools.run_work)
         self._asker = Asker(self._keeper)
 
@@ -261,11 +265,16 @@ class _Host:
         """Wait for all engines that the host begins with; one that fails may come up later.
 
         Raises:
-            EngineStartError: If all failed, and not for want of somebody else's server.
+            EngineStartError: If all failed, and not for want of somebody else's server. A host
+                whose engines were changed live goes on: over its control API they can be mended.
         """
         members = list(self._fleet.members.values())
         outcomes = [await member.wait_outcome() for member in members]
+        is_as_started = self._engine_keeper.engines == self._config.engines
         if any(outcomes) or all(isinstance(each.hosted.spec, OpenAiSpec) for each in members):
+            return
+        if not is_as_started:
+            _LOG.error("no engine starts: %s", "; ".join(each.engine.detail for each in members))
             return
         raise EngineStartError("; ".join(member.engine.detail for member in members))
 
@@ -438,12 +447,16 @@ class _Host:
             server, board, settler, journal=journal, logbook=self._logbook, loop=self._loop
         )
         # What a part of the host adds.
-        control.add(EngineControl(self._fleet).routes())
+        control.add(EngineControl(self._fleet, self._engine_keeper).routes())
         control.add(ModelControl(self._consents, self._fleet, self._fetching).routes())
         terms = TermsControl(server, self._keeper, terms_board)
         control.add(terms.routes())
         node = NodeControl(
-            server, board, monotonic_s=trio.current_time, set_paused=terms.set_paused
+            server,
+            board,
+            monotonic_s=trio.current_time,
+            set_paused=terms.set_paused,
+            keeper=self._engine_keeper,
         )
         control.add(node.routes())
         return control

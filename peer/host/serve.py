@@ -456,6 +456,7 @@ class HostServer:
             for request in list(member.requests):
                 request.fail(error, FinishReason.HOST_ERROR)
                 request.owner.flush()
+            member.end_answers()
 
     def stop(self) -> None:
         """Take nothing new and end what is open, with its receipts, for the process's end."""

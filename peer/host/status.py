@@ -60,6 +60,7 @@ class EngineStatus(msgspec.Struct):
         self_tests: What was found of its models before they were announced.
         loaded_percent: How far it is with loading; 100 when it is ready.
         load: How busy it says it is; None if it does not say.
+        is_live: Whether the owner put it there while the host ran; kept over restarts.
     """
 
     kind: str
@@ -74,6 +75,7 @@ class EngineStatus(msgspec.Struct):
     self_tests: list[SelfTest]
     loaded_percent: int = 0
     load: LoadStatus | None = None
+    is_live: bool = False
 
 
 class OfferStatus(msgspec.Struct):
@@ -335,6 +337,7 @@ def engine_status(member: HostMember) -> EngineStatus:
         self_tests=self_tests_of(engine),
         loaded_percent=engine.loaded_percent,
         load=None if engine.load is None else LoadStatus(**dataclasses.asdict(engine.load)),
+        is_live=member.is_live,
     )
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import pathlib
+import struct
 from collections.abc import Iterable, Iterator
 
 import fuzz_targets as targets
@@ -136,6 +137,29 @@ def _network_file() -> list[bytes]:
     return [json.dumps(fields).encode()]
 
 
+def _gguf_text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def _gguf_seeds() -> Iterator[bytes]:
+    texts = struct.pack("<IQ", 8, 2) + _gguf_text("a") + _gguf_text("b")
+    scores = struct.pack("<IQ", 6, 2) + struct.pack("<ff", 0.5, 1.5)
+    inner = struct.pack("<IQ", 9, 1) + struct.pack("<IQB", 0, 1, 7)
+    pairs = (
+        ("general.architecture", 8, _gguf_text("llama")),
+        ("llama.context_length", 4, struct.pack("<I", 8192)),
+        ("general.file_type", 4, struct.pack("<I", 15)),
+        ("split.count", 2, struct.pack("<H", 2)),
+        ("tokenizer.ggml.tokens", 9, texts),
+        ("tokenizer.ggml.scores", 9, scores),
+        ("tokenizer.nested", 9, inner),
+        ("tokenizer.chat_template", 8, _gguf_text("{{ messages }}")),
+    )
+    head = b"".join(_gguf_text(key) + struct.pack("<I", kind) + value for key, kind, value in pairs)
+    for version in (2, 3):
+        yield b"GGUF" + struct.pack("<IQQ", version, 1, len(pairs)) + head
+
+
 _MAKERS = {
     "strict_message": _message_seeds,
     "value": _value_seeds,
@@ -153,4 +177,5 @@ _MAKERS = {
     "engine_events": lambda: [b"\x00" + _EVENT + _USAGE + b"data: [DONE]\n\n", b"\x01: ping\n\n"],
     "chat_request": lambda: [json.dumps(_CHAT).encode(), b'{"model":"m","messages":[]}'],
     "submissions": _submission_seeds,
+    "gguf": _gguf_seeds,
 }

@@ -5,6 +5,7 @@ assertion that fails, too much memory or too much time is a crash. The first byt
 message types or seeds the way in which a stream is split, the rest is what the decoder gets.
 """
 
+import io
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from peer.gateway.openai_api import parse_chat, upstream_body
 from peer.gateway.openai_errors import BadRequestError
 from peer.host.engines.events import EVENT_BYTES_MAX, EngineGarbageError, EventSplitter
 from peer.host.engines.parameters import TABLES, EngineLimits, PreparedRequest, prepare_request
+from peer.host.store.gguf import GgufError, parse_gguf
 from peer.http.limits import HttpLimits
 from peer.http.messages import HttpRequest, Refusal
 from peer.http.parser import RequestParser
@@ -425,3 +427,17 @@ def submissions(data: bytes) -> None:
     item = ReceiptTexts(tuple(lines[2:]), lines[0], cosignature)
     (batch,) = read_receipts(NETWORK, [item])
     assert isinstance(batch, Unreadable | CheckedBatch)
+
+
+# -- files that may come from anywhere ------------------------------------------------------------
+
+
+@target
+def gguf(data: bytes) -> None:
+    """The head of a model's file."""
+    with suppress(GgufError):
+        facts = parse_gguf(io.BytesIO(data))
+        assert len(facts.tokenizer_sha256) in (0, 32)
+        assert 0 <= facts.context_tokens < 2**31
+        assert facts.parts_count >= 1
+        assert parse_gguf(io.BytesIO(data + b"tail")) == facts

@@ -12,9 +12,7 @@ a path at night should not find an idle machine in the morning.
 
 import enum
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -23,12 +21,24 @@ import trio
 from p2p import limits
 from p2p.errors import SparewattError
 from p2p.types import model_key
-from peer.host.admission import SlotQueue
-from peer.host.config import ENGINES_COUNT_MAX, EngineSpec, HostedEngine, Prices
-from peer.host.consents import Verdict
-from peer.host.engines.api import Engine, EngineModel, EngineState
-from peer.host.pricing import OfferedModel, offer_model
+from peer.host.config import ENGINES_COUNT_MAX, HostedEngine
+from peer.host.engines.api import Engine, EngineState
+from peer.host.engines.member import Asking, Gate, Member, model_path
+from peer.host.pricing import OfferedModel
 from peer.host.store.digests import ModelDigests
+
+__all__ = [
+    "DRAIN_S",
+    "DRAIN_S_MAX",
+    "NO_ENGINE",
+    "Asking",
+    "Digester",
+    "Fleet",
+    "FleetRefusal",
+    "Gate",
+    "Member",
+    "model_path",
+]
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,22 +46,7 @@ RequestT = TypeVar("RequestT")
 
 DRAIN_S = 300.0  # long answers end within it; then the owner's wish goes before them
 DRAIN_S_MAX = 3600.0
-DEFAULT_REQUEST_MS = 5_000
-RECENT_REQUESTS_COUNT = 32
 NO_ENGINE = "no engine is loaded"
-
-
-class Asking:
-    """What the owner asks for a model; by default what its engine was started with.
-
-    Attributes:
-        revision: Changes whenever ``prices`` may say something else.
-        prices: Returns them, or None for a model that is not to be offered.
-    """
-
-    def __init__(self) -> None:
-        self.revision = 0
-        self.prices: Callable[[str, Prices], Prices | None] = lambda model_id, started: started
 
 
 class FleetRefusal(enum.Enum):
@@ -63,168 +58,11 @@ class FleetRefusal(enum.Enum):
     LEAVING = "that engine is leaving already"
 
 
-class Gate(Protocol):
-    """Says which models may be announced.
-
-    Attributes:
-        version: Rises when it may say something else.
-    """
-
-    version: int
-
-    def judge(self, hosted: HostedEngine, model_id: str) -> Verdict:
-        """Return whether a model of an engine may be, and under which licence."""
-
-
 class Digester(Protocol):
     """Knows the digests of models' files."""
 
     async def digest(self, model: Path, *, template: str = "") -> ModelDigests:
         """Return those of a model on this machine."""
-
-
-class Member(Generic[RequestT]):
-    """One engine, and the requests that it has.
-
-    Attributes:
-        refusals: Why models that it serves are not on offer, by their ids.
-        hosted: The owner's terms; replaced as a whole when they change.
-        requests: All that it took and that are not over.
-        counting: How many of them are not in its line yet.
-        is_leaving: Whether it takes no new ones, for good.
-        gone: Set once its engine has ended.
-        note: What the owner should know of how it came here, or empty.
-        digests: Of its model's files, once they are known; None if it has none here.
-        is_digested: Whether they are known, or there are none. Nothing is on offer before: a
-            manifest must not change under a quote.
-    """
-
-    def __init__(self, hosted: HostedEngine, engine: Engine, gate: Gate, asking: Asking) -> None:
-        self.hosted = hosted
-        self._asking = asking
-        self.engine = engine
-        self._gate = gate
-        self.refusals: dict[str, str] = {}
-        self.queue: SlotQueue[RequestT] = SlotQueue(slots=hosted.slots, queue_max=hosted.queue_max)
-        self.requests: dict[RequestT, None] = {}
-        self.counting = 0
-        self.is_leaving = False
-        self.note = ""
-        self.digests: ModelDigests | None = None
-        self.is_digested = model_path(hosted.spec) is None
-        self.changed = trio.Event()
-        self.gone = trio.Event()
-        self.scope = trio.CancelScope()
-        self.drain_scope = trio.CancelScope()
-        self._idle = trio.Event()
-        self._recent_ms: deque[int] = deque(maxlen=RECENT_REQUESTS_COUNT)
-        self._offered: tuple[OfferedModel, ...] = ()
-        self._offered_of: tuple[object, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """What the owner calls it."""
-        return self.hosted.name
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it takes requests."""
-        return self.engine.state is EngineState.READY and not self.is_leaving
-
-    @property
-    def offered(self) -> tuple[OfferedModel, ...]:
-        """What it serves now, at the owner's prices; the same tuple as long as that is the same."""
-        if self.is_leaving or not self.is_digested:
-            return ()
-        models = self.engine.models
-        of = (models, self.hosted, self._gate.version, self._asking.revision)
-        if of != self._offered_of:
-            self._offered = tuple(self._offer(models))
-            self._offered_of = (models, self.hosted, self._gate.version, self._asking.revision)
-        return self._offered
-
-    def _offer(self, models: Iterable[EngineModel]) -> Iterator[OfferedModel]:
-        """Yield those models that may be announced, and keep why the others may not."""
-        self.refusals = {}
-        for model in models:
-            prices = self._asking.prices(model.model_id, self.hosted.prices)
-            if prices is None:
-                self.refusals[model.model_id] = f"{model.model_id} is switched off by its owner"
-                continue
-            verdict = self._gate.judge(replace(self.hosted, prices=prices), model.model_id)
-            if verdict.refusal:
-                self.refusals[model.model_id] = verdict.refusal
-                continue
-            quantization = self.hosted.quantization
-            if self.digests is not None:
-                model = replace(
-                    model,
-                    weights_sha256=self.digests.weights_sha256,
-                    tokenizer_sha256=self.digests.tokenizer_sha256,
-                    template_sha256=self.digests.template_sha256,
-                )
-                quantization = quantization.replace("unknown", self.digests.quantization)
-            yield offer_model(model, prices, licence=verdict.licence, quantization=quantization)
-
-    @property
-    def detail(self) -> str:
-        """What the owner should know of it, in one sentence."""
-        if self.is_leaving:
-            return f"leaving; {len(self.requests)} requests are being finished"
-        refusals = list(self.refusals.values()) if self.engine.models else []
-        if not self.is_digested:
-            refusals = ["its files are being read, to name them by their digests"]
-        return "; ".join(filter(None, [self.note, *refusals, self.engine.detail]))
-
-    @property
-    def request_ms(self) -> int:
-        """How long a request took lately."""
-        if not self._recent_ms:
-            return DEFAULT_REQUEST_MS
-        return sum(self._recent_ms) // len(self._recent_ms)
-
-    @property
-    def fullness(self) -> float:
-        """Its requests per slot; the lowest of those who share a model gets the next one."""
-        return len(self.requests) / self.queue.slots
-
-    def take(self, request: RequestT) -> None:
-        """Have one more request."""
-        self.requests[request] = None
-
-    def over(self, request: RequestT, took_ms: int | None) -> None:
-        """Have it no more.
-
-        Args:
-            request: One of ours.
-            took_ms: From its arrival to its end, if it ran.
-        """
-        self.requests.pop(request, None)
-        if took_ms is not None:
-            self._recent_ms.append(took_ms)
-        if not self.requests:
-            self._idle.set()
-
-    async def wait_idle(self) -> None:
-        """Wait until no request is open."""
-        while self.requests:
-            self._idle = trio.Event()
-            await self._idle.wait()
-
-    async def wait_outcome(self) -> bool:
-        """Wait until the engine is up or has failed for the first time; return whether it is up."""
-        while self.engine.state is not EngineState.FAILED and (
-            self.engine.state is not EngineState.READY or not self.is_digested
-        ):
-            changed = self.changed
-            await changed.wait()
-        return self.engine.state is EngineState.READY
-
-
-def model_path(spec: EngineSpec) -> Path | None:
-    """Return where an engine's model lies on this machine; None if that is not for us to know."""
-    path = getattr(spec, "model", None)
-    return path if isinstance(path, Path) else None
 
 
 class Fleet(Generic[RequestT]):
@@ -233,7 +71,8 @@ class Fleet(Generic[RequestT]):
     Attributes:
         members: By name, in the owner's order.
         on_change: Called with whoever came, left, or changed what it can do.
-        on_end: Called with whoever leaves and has requests left: they must end now.
+        on_put_back: Called when a swap failed, with the engine that is back in its place.
+        on_end: Called with whoever leaves and has requests or answers left: they must end now.
         asking: What is asked for each model.
     """
 
@@ -245,7 +84,18 @@ class Fleet(Generic[RequestT]):
         load_s: float,
         gate: Gate,
         digester: Digester,
+        started: tuple[HostedEngine, ...] | None = None,
     ) -> None:
+        """Make the engines that it begins with; nothing runs yet.
+
+        Args:
+            hosted: Those.
+            make_engine: From what the owner wants to what does it.
+            load_s: How long an engine may take to load.
+            gate: Says what may be announced.
+            digester: Knows the digests of models' files.
+            started: What the host was started with, if the owner changed some of it since.
+        """
         self._gate = gate
         self.asking = Asking()
         self._digester = digester
@@ -257,6 +107,8 @@ class Fleet(Generic[RequestT]):
         self.members: dict[str, Member[RequestT]] = {}
         self.on_change: Callable[[Member[RequestT]], None] = lambda member: None
         self.on_end: Callable[[Member[RequestT]], None] = lambda member: None
+        self.on_put_back: Callable[[HostedEngine], Awaitable[None]] = _nothing_to_keep
+        self._started = hosted if started is None else started
         for each in hosted:
             self._begin(each)
 
@@ -357,6 +209,8 @@ class Fleet(Generic[RequestT]):
     def unload(self, name: str, *, drain_s: float = DRAIN_S) -> Member[RequestT] | FleetRefusal:
         """Begin to end an engine; if it is leaving already, let it leave no later than that.
 
+        What was to come into its place does not come.
+
         Args:
             name: Whose.
             drain_s: How long what it took may go on; 0 ends it at once.
@@ -365,6 +219,7 @@ class Fleet(Generic[RequestT]):
         if member is None:
             return FleetRefusal.UNKNOWN
         if member.is_leaving:
+            member.successor = None
             deadline = trio.current_time() + drain_s
             member.drain_scope.deadline = min(member.drain_scope.deadline, deadline)
             return member
@@ -398,8 +253,8 @@ class Fleet(Generic[RequestT]):
         """Put an engine into its place, and start it if we run."""
         engine = self._make_engine(hosted)
         member = Member[RequestT](hosted, engine, self._gate, self.asking)
+        member.is_live = hosted not in self._started
         self.members[hosted.name] = member
-
         engine.on_change(lambda: self._changed(member))
         if self._nursery is not None:
             self._nursery.start_soon(self._keep, member)
@@ -434,19 +289,19 @@ class Fleet(Generic[RequestT]):
         self, member: Member[RequestT], drain_s: float, successor: HostedEngine | None
     ) -> None:
         assert self._nursery is not None, "engines are changed while the fleet runs"
-        _LOG.info("engine %s leaves; %d requests are open", member.name, len(member.requests))
-        member.is_leaving = True
+        _LOG.info("engine %s leaves; %d requests are open", member.name, member.open_count)
+        member.is_leaving, member.successor = True, successor
         member.drain_scope.deadline = trio.current_time() + drain_s
-        self._nursery.start_soon(self._leave, member, successor)
+        self._nursery.start_soon(self._leave, member)
         self.on_change(member)
 
-    async def _leave(self, member: Member[RequestT], successor: HostedEngine | None) -> None:
+    async def _leave(self, member: Member[RequestT]) -> None:
         await self._end(member)
-        if successor is None:
+        if member.successor is None:
             del self.members[member.name]
             self.on_change(member)
             return
-        follower = self._begin(successor)
+        follower = self._begin(member.successor)
         self.on_change(follower)
         if await self._comes_up(follower) or follower.is_leaving:
             return  # or else the owner did not wait for it
@@ -455,12 +310,10 @@ class Fleet(Generic[RequestT]):
         follower.is_leaving = True
         follower.drain_scope.deadline = trio.current_time()
         await self._end(follower)
-        self.on_change(self._begin_again(member, why))
-
-    def _begin_again(self, member: Member[RequestT], why: str) -> Member[RequestT]:
         back = self._begin(member.hosted)
         back.note = why
-        return back
+        self.on_change(back)
+        await self.on_put_back(back.hosted)
 
     async def _comes_up(self, member: Member[RequestT]) -> bool:
         with trio.move_on_after(self._load_s):
@@ -471,8 +324,12 @@ class Fleet(Generic[RequestT]):
         """Let an engine finish what it took, within its time, and end it."""
         with member.drain_scope:
             await member.wait_idle()
-        if member.requests:
+        if member.open_count:
             self.on_end(member)
         member.scope.cancel()
         await member.gone.wait()
         _LOG.info("engine %s is unloaded", member.name)
+
+
+async def _nothing_to_keep(hosted: HostedEngine) -> None:
+    """Keep nothing: of a fleet whose changes end with it."""

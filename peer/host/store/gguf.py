@@ -20,6 +20,10 @@ KEY_BYTES_MAX = 65_535  # as the format has it
 HEAD_BYTES_MAX = 256 * 1024**2  # the largest vocabularies take some 20 MB
 TEXT_BYTES_MAX = 1024**2  # a chat template has some ten thousand characters
 ARRAY_DEPTH_MAX = 2
+# Strings and inner arrays, each of which costs a few steps of Python however short it is. The
+# largest vocabularies have 260 thousand tokens and twice as many merges; two million take seconds.
+ITEMS_COUNT_MAX = 2_000_000
+READ_BYTES = 1024**2  # a piece: what a head claims to hold is never reserved at once
 _STRING, _ARRAY = 8, 9
 _FORMATS: Final[Mapping[int, str]] = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q",
@@ -31,6 +35,7 @@ _QUANTIZATIONS: Final[Mapping[int, str]] = {
     38: "mxfp4",
 }  # fmt: skip
 _TEMPLATE = "tokenizer.chat_template"
+_TOO_LONG = f"its head is longer than {HEAD_BYTES_MAX} bytes"
 
 
 class GgufError(SparewattError):
@@ -68,11 +73,21 @@ def read_gguf(path: Path) -> GgufFacts:
     """
     with path.open("rb") as file:
         try:
-            return _Reader(file).read()
-        except (struct.error, UnicodeDecodeError) as error:
-            raise GgufError(f"{path} is cut or damaged: {error}") from error
+            return parse_gguf(file)
         except GgufError as error:
             raise GgufError(f"{path}: {error}") from error
+
+
+def parse_gguf(file: BinaryIO) -> GgufFacts:
+    """Return what a file says of itself, read from its first byte.
+
+    Raises:
+        GgufError: As ``read_gguf``.
+    """
+    try:
+        return _Reader(file).read()
+    except (struct.error, UnicodeDecodeError) as error:
+        raise GgufError(f"it is cut or damaged: {error}") from error
 
 
 class _Reader:
@@ -81,6 +96,7 @@ class _Reader:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._left = HEAD_BYTES_MAX
+        self._items_left = ITEMS_COUNT_MAX
 
     def read(self) -> GgufFacts:
         if self._take(4) != MAGIC:
@@ -121,23 +137,45 @@ class _Reader:
 
     def _string(self, digest: "hashlib._Hash") -> str:
         size = self._number("<Q")
+        digest.update(struct.pack("<Q", size))
+        if size > TEXT_BYTES_MAX:
+            self._skim(size, digest)
+            return ""
         raw = self._take(size)
-        digest.update(struct.pack("<Q", size) + raw)
-        return raw.decode("utf-8", "replace") if size <= TEXT_BYTES_MAX else ""
+        digest.update(raw)
+        return raw.decode("utf-8", "replace")
 
     def _array(self, digest: "hashlib._Hash", depth: int) -> None:
         kind, count = self._number("<I"), self._number("<Q")
         digest.update(struct.pack("<IQ", kind, count))
         if kind in _FORMATS:
-            digest.update(self._take(count * struct.calcsize(_FORMATS[kind])))
-        elif kind == _STRING:
-            for _ in range(count):  # each takes 8 bytes at least, so the bound of the head holds
-                self._string(digest)
-        elif kind == _ARRAY and depth < ARRAY_DEPTH_MAX:
-            for _ in range(count):
-                self._array(digest, depth + 1)
-        else:
+            self._skim(count * struct.calcsize(_FORMATS[kind]), digest)
+            return
+        if kind != _STRING and (kind != _ARRAY or depth >= ARRAY_DEPTH_MAX):
             raise GgufError(f"it has an array of the unknown type {kind}")
+        self._items_left -= count
+        if self._items_left < 0:
+            raise GgufError(f"its lists have more than {ITEMS_COUNT_MAX} entries")
+        for _ in range(count):
+            if kind == _STRING:
+                self._list_entry(digest)
+            else:
+                self._array(digest, depth + 1)
+
+    def _list_entry(self, digest: "hashlib._Hash") -> None:
+        """Read a string of a list, of which nothing but the digest is wanted."""
+        raw = self._take(8)
+        digest.update(raw)
+        self._skim(int.from_bytes(raw, "little"), digest)
+
+    def _skim(self, size: int, digest: "hashlib._Hash") -> None:
+        """Read bytes for their digest only."""
+        if size > self._left:
+            raise GgufError(_TOO_LONG)
+        while size > READ_BYTES:
+            digest.update(self._take(READ_BYTES))
+            size -= READ_BYTES
+        digest.update(self._take(size))
 
     def _text(self, bytes_max: int) -> str:
         size = self._number("<Q")
@@ -151,7 +189,7 @@ class _Reader:
 
     def _take(self, size: int) -> bytes:
         if size > self._left:
-            raise GgufError(f"its head is longer than {HEAD_BYTES_MAX} bytes")
+            raise GgufError(_TOO_LONG)
         self._left -= size
         data = self._file.read(size)
         if len(data) < size:

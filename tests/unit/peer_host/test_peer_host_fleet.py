@@ -311,3 +311,91 @@ async def test_shown_engines_hide_their_key(tmp_path) -> None:
         shown = (await control.get("/v1/engines")).text
         assert "secret-1" not in shown
         assert "127.0.0.1:9" in shown
+
+
+async def restarted(world: World, control: httpx.AsyncClient) -> dict[str, bool]:
+    """Restart the host; return its engines by name, and whether each is there by a live change."""
+    await world.stop_host()
+    await world.start_host()
+    engines = (await control.get("/v1/status")).json()["engines"]
+    return {each["name"]: each["is_live"] for each in engines}
+
+
+async def test_engines_loaded_swapped_and_unloaded_live_are_so_after_a_restart(tmp_path) -> None:
+    async with open_world(tmp_path) as world, open_control(world) as control:
+        await load(control, other())
+        await load(control, other("third"))
+        await unload(control, "third", drain_s=0)
+        assert await restarted(world, control) == {"main": False, "other": True}
+        await unload(control, "main", drain_s=0)
+        assert await restarted(world, control) == {"other": True}
+        listed = (await control.get("/v1/engines")).json()
+        assert (listed["changed"], listed["unloaded"]) == (["main", "other"], ["main"])
+        file = tmp_path / "host" / "engines.json"
+        assert file.stat().st_mode & 0o777 == 0o600
+        await control.delete("/v1/engines")
+        assert await state_of(control, "other") == "ready"
+        assert await restarted(world, control) == {"main": False}
+
+
+async def test_swap_is_kept_and_one_that_failed_is_not(tmp_path) -> None:
+    async with open_world(tmp_path) as world, open_control(world) as control:
+        make = world.make_engine
+
+        def make_some_broken(hosted: HostedEngine):
+            engine = make(hosted)
+            if hosted.quantization == "int4":
+                engine.state, engine.detail = EngineState.FAILED, "no such file"
+            return engine
+
+        world.make_engine_now = make_some_broken
+        await swap(control, other("main"))
+        await wait_state(control, "main", "ready")
+        await swap(control, replace(other("main"), quantization="int4"))
+        for _ in range(1000):
+            if "the swap failed" in (await control.get("/v1/status")).text:
+                break
+            await trio.sleep(0.05)
+        assert await restarted(world, control) == {"main": True}
+        (engine,) = (await control.get("/v1/engines")).json()["engines"]
+        assert engine["engine"]["quantization"] == "unknown"
+        assert engine["engine"]["spec"]["model_id"] == OTHER
+
+
+async def test_unload_of_an_engine_that_is_being_swapped_leaves_none(tmp_path) -> None:
+    async with open_world(tmp_path, spec=SLOW) as world, open_control(world) as control:
+        answer = world.gateway.ask(body(), world.gateway.allow())
+        await answer.first.wait()
+        await swap(control, other("main"))
+        await unload(control, "main", drain_s=0)
+        await wait_state(control, "main", None)
+        assert await restarted(world, control) == {}
+
+
+async def test_engine_that_can_not_be_kept_is_loaded_and_the_owner_told(tmp_path) -> None:
+    async with open_world(tmp_path) as world, open_control(world) as control:
+        folder = tmp_path / "host" / "engines.json"
+        folder.mkdir()  # nothing can be renamed over it
+        answer = await load(control, other())
+        assert answer.status_code == 503
+        assert "until the host ends, not longer" in answer.json()["error"]["message"]
+        assert await state_of(control, "other") == "ready"
+
+
+async def test_host_whose_live_engine_does_not_start_can_still_be_mended(tmp_path) -> None:
+    async with open_world(tmp_path) as world, open_control(world) as control:
+        await load(control, other())
+        await unload(control, "main", drain_s=0)
+        make = world.make_engine
+
+        def make_broken(hosted: HostedEngine):
+            engine = make(hosted)
+            engine.state, engine.detail = EngineState.FAILED, "no such file"
+            return engine
+
+        world.make_engine_now = make_broken
+        assert await restarted(world, control) == {"other": True}
+        world.make_engine_now = make
+        assert (await load(control, world.config.engines[0])).status_code == 200
+        await wait_state(control, "main", "ready")
+        assert await restarted(world, control) == {"main": False, "other": True}

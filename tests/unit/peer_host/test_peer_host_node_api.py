@@ -138,6 +138,48 @@ async def test_gateways_request_runs_when_the_owners_answer_is_over(tmp_path) ->
         assert answer.error is None
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_owners_answer_is_finished_by_an_engine_that_is_unloaded(
+    tmp_path, *, is_stream: bool
+) -> None:
+    spec = FakeSpec(tokens=60, token_s=0.01)
+    async with (
+        open_world(tmp_path, spec=spec, deadline_s=30) as world,
+        open_control(world) as control,
+        trio.open_nursery() as nursery,
+    ):
+        answers: list[str] = []
+
+        async def ask() -> None:
+            request = {"prompt": "hi", "stream": is_stream}
+            answers.append((await control.post("/generate", json=request)).text)
+
+        nursery.start_soon(ask)
+        await until(control, busy, 1)
+        (name,) = await names(control)
+        await control.post("/v1/engines/unload", json={"name": name})
+        (engine,) = (await control.get("/v1/status")).json()["engines"]
+        assert engine["detail"] == "leaving; 1 requests are being finished"
+        await until(control, names, [])
+        assert world.engine.aborted == 0
+        assert "error" not in answers[0]
+        assert answers[0].count("data: {") >= 60 if is_stream else "60" in answers[0]
+
+
+async def test_owners_answer_is_cut_when_its_engine_has_had_its_time(tmp_path) -> None:
+    async with (
+        open_world(tmp_path, spec=SLOW, deadline_s=30) as world,
+        open_control(world) as control,
+        trio.open_nursery() as nursery,
+    ):
+        await run_streams(control, nursery, 1)
+        (name,) = await names(control)
+        await control.post("/v1/engines/unload", json={"name": name, "drain_s": 0.5})
+        await until(control, names, [])
+        assert (world.engine.aborted, world.engine.running) == (1, 0)
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "where"),
     [

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peer.host.store import digests
+from peer.host.store import gguf as gguf_reader
 from peer.host.store.digests import DigestBook, DigestError, tree
 from peer.host.store.gguf import GgufError, read_gguf
 
@@ -87,13 +88,24 @@ def test_tokenizer_digest_depends_on_the_tokenizer_alone(tmp_path):
         (gguf(pair("a", 9, array(99, []))), "unknown type 99"),
         (gguf(pair("a", 9, array(9, [array(9, [array(9, [array(9, [])])])]))), "unknown type 9"),
         (gguf(struct.pack("<Q", 2**20)), "name of"),
-        (gguf(pair("a", 9, struct.pack("<IQ", 8, 2**50)), tail=b""), "ends within"),
+        (gguf(pair("a", 9, struct.pack("<IQ", 8, 2**50)), tail=b""), "entries"),
+        (gguf(pair("a", 9, struct.pack("<IQ", 8, 9)), tail=b""), "ends within"),
+        (gguf(pair("a", 9, struct.pack("<IQQ", 8, 1, 2**40)), tail=b""), "longer than"),
         (gguf(pair("a", 9, struct.pack("<IQ", 10, 2**60))), "longer than"),
     ],
 )
 def test_gguf_that_is_none_or_too_much_is_refused(tmp_path, data: bytes, words: str):
     with pytest.raises(GgufError, match=words):
         read_gguf(written(tmp_path / "m.gguf", data))
+
+
+def test_gguf_entries_of_all_lists_together_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_reader, "ITEMS_COUNT_MAX", 9)
+    fits = [pair(f"a{index}", 9, array(8, [text("")] * 3)) for index in range(3)]
+    read_gguf(written(tmp_path / "m.gguf", gguf(*fits)))
+    nested = pair("b", 9, array(9, [array(9, [array(0, [])])] * 4))
+    with pytest.raises(GgufError, match="more than 9 entries"):
+        read_gguf(written(tmp_path / "n.gguf", gguf(*fits[:2], nested)))
 
 
 @given(data=st.data())
