@@ -21,6 +21,7 @@ import nacl.secret
 from nacl.pwhash import argon2id
 
 from p2p.errors import DataDirectoryError
+from p2p.paths import make_directories
 from p2p.signing import SecretKey
 from p2p.types import KEY_BYTES
 
@@ -30,7 +31,6 @@ Passphrase = Callable[[], str]
 LOCK_NAME: Final = "lock"
 _FILE_BYTES_MAX: Final = 4096
 _PRIVATE_FILE: Final = 0o600
-_PRIVATE_DIRECTORY: Final = 0o700
 _OTHERS: Final = 0o077
 
 
@@ -75,7 +75,7 @@ def load_seed(path: Path, passphrase: Passphrase | None = None) -> bytes:
             seed = _unseal(path, fields, passphrase)
         if len(seed) != KEY_BYTES:
             raise ValueError("length")
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataDirectoryError(
             f"{path} is not a key file of Sparewatt; restore it from a backup, "
             "or move it away to start with a new identity"
@@ -93,7 +93,7 @@ def create_seed_file(path: Path, seed: bytes, passphrase: Passphrase | None = No
     data = json.dumps(fields).encode() + b"\n"
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(mode=_PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+        make_directories(path.parent)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE_FILE)
         try:
             os.write(descriptor, data)
@@ -116,7 +116,7 @@ def lock_data_directory(path: Path) -> Iterator[Path]:
         DataDirectoryError: If another process holds it, or it cannot be written.
     """
     try:
-        path.mkdir(mode=_PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+        make_directories(path)
         descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE_FILE)
     except OSError as error:
         raise _not_writable(path, error) from error

@@ -61,6 +61,36 @@ def write_private(path: Path, text: str) -> None:
         raise DataDirectoryError(f"can't write {path}: {error.strerror}") from error
 
 
+def make_private_file(path: Path) -> None:
+    """Make an empty file that only its owner may read, or shut one that is there.
+
+    For databases, before they are opened: SQLite would make them with what the umask allows, and
+    gives the files beside them the mode of the first. A file that is there is not opened: to
+    close it would drop the locks that this process holds on it (POSIX).
+
+    Raises:
+        OSError: If it can't be made, or isn't ours to shut.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    path.chmod(0o600)
+
+
+def make_directories(path: Path) -> None:
+    """Make a directory and those above it that are missing, each with mode 0700.
+
+    ``Path.mkdir(parents=True)`` makes those above with what the umask allows: under umask 0 anybody
+    could put another directory in the place of ours.
+
+    Raises:
+        OSError: If one can't be made, or ``path`` is no directory.
+    """
+    for each in reversed(path.absolute().parents):
+        if not each.exists():
+            each.mkdir(mode=PRIVATE_DIRECTORY_MODE, exist_ok=True)
+    path.mkdir(mode=PRIVATE_DIRECTORY_MODE, exist_ok=True)
+
+
 def make_private_directory(path: Path) -> None:
     """Make a directory, and those above it, that only its owner may enter.
 
@@ -70,7 +100,7 @@ def make_private_directory(path: Path) -> None:
         DataDirectoryError: If it can't be made or written to, or is no directory.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=PRIVATE_DIRECTORY_MODE)
+        make_directories(path)
     except OSError as error:
         raise DataDirectoryError(f"can't make the directory {path}: {error.strerror}") from error
     if not os.access(path, os.W_OK | os.X_OK):

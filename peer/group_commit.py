@@ -28,6 +28,7 @@ import sqlite_utils
 import trio
 
 from p2p.errors import SparewattError
+from p2p.paths import make_private_file
 
 LOG = logging.getLogger(__name__)
 
@@ -252,8 +253,8 @@ def connect(
         sqlite3.Error: If the file is damaged or locked.
         OSError: If it can't be made.
     """
+    make_private_file(path)
     connection = opened(path)
-    path.chmod(0o600)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     create_tables(sqlite_utils.Database(connection))

@@ -5,7 +5,6 @@ Settlement runs without it.
 """
 
 import base64
-import binascii
 import json
 import secrets
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ _ROOT_NAME = "root.key"
 _SIGNING_NAME = "signing.key"
 _SECRET_NAME = "secret.key"
 _KEY_LIST_NAME = "key-list.json"
+_KEY_LIST_BYTES_MAX = 64 * 1024  # an envelope of a few keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def load_network(data_dir: Path) -> NetworkKeys:
     try:
         signing = SecretKey(load_seed(data_dir / _SIGNING_NAME))
         secret = load_seed(data_dir / _SECRET_NAME)
-        fields: dict[str, str] = json.loads(path.read_text())
+        fields: dict[str, str] = json.loads(_read_list(path))
         network_id = NetworkId(fields["network_id"])
         envelope = base64.b64decode(fields["key_list"], validate=True)
         keys = unseal(KEY_LIST, envelope, network_id=network_id)
@@ -92,13 +92,20 @@ def load_network(data_dir: Path) -> NetworkKeys:
             f"{data_dir} is not a data directory of settlement; "
             "make one with: sparewatt settlement init --data DIR --network-id ID --url URL"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
-        raise DataDirectoryError(f"{path} cannot be read: {error}") from error
-    except RemoteProtocolError as error:
-        raise DataDirectoryError(f"{path} is broken: {error}") from error
+    except OSError as error:
+        raise DataDirectoryError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError, RemoteProtocolError) as error:
+        raise DataDirectoryError(
+            f"{path} is broken: {error}; restore it from a backup, beside the keys of the same time"
+        ) from error
     if signing.public not in keys.value.keys:
         raise DataDirectoryError(f"{path} does not name the key in {_SIGNING_NAME}")
     return NetworkKeys(network_id, keys.signer, signing, secret, envelope)
+
+
+def _read_list(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(_KEY_LIST_BYTES_MAX).decode("utf-8")
 
 
 def operator_token(data_dir: Path) -> str:

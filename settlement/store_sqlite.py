@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from p2p.errors import DataDirectoryError
+from p2p.paths import make_private_file
 from p2p.types import AllowanceId
 from settlement.ledger import AllowanceState
 from settlement.money import LedgerError, Transaction, require_balance
@@ -49,6 +50,10 @@ _PUT_PROGRESS = (
 
 def open_file(path: Path) -> sqlite3.Connection:
     """Open or make a SQLite file; every statement commits unless a transaction is open."""
+    try:
+        make_private_file(path)
+    except OSError as error:
+        raise sqlite3.OperationalError(f"unable to open database file: {error}") from error
     return sqlite3.connect(path, timeout=BUSY_WAIT_S, isolation_level=None, check_same_thread=False)
 
 

@@ -187,12 +187,17 @@ def _openai(table: OpenAiTable, path: Path, place: str) -> EngineChoice:
     api_key = ""
     if table.api_key_file is not None:
         api_key = read_private_text(path_in(path, table.api_key_file))
-    spec = kinds.get(type(table), OpenAiSpec)(
-        url=engine.value,
-        model_id=_model_id(table.model_id, path, place),
-        api_key=api_key,
-        context_tokens=table.context_tokens,
-    )
+    model_id = _model_id(table.model_id, path, place)
+    with placed(path, f"{place}.url"):
+        try:
+            spec = kinds.get(type(table), OpenAiSpec)(
+                url=engine.value,
+                model_id=model_id,
+                api_key=api_key,
+                context_tokens=table.context_tokens,
+            )
+        except ValueError as error:  # all else has its bounds in the table
+            raise click.BadParameter(str(error)) from error
     return EngineChoice(
         spec,
         licence=table.licence or UNKNOWN,

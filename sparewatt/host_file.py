@@ -24,6 +24,10 @@ _TOML_PLACE = re.compile(r" \(at line (?P<line>[0-9]+), column [0-9]+\)")
 _HEADER = re.compile(r"\s*(?P<open>\[\[?)\s*(?P<name>[A-Za-z0-9_-]+)\s*\]\]?\s*(#.*)?")
 _KEY = re.compile(r"\s*(?P<key>[A-Za-z0-9_-]+)\s*=")
 _PLACE = re.compile(r"(?P<table>[a-z_]+)(?:\[(?P<index>[0-9]+)\])?(?:\.(?P<key>[^.\[]+))?.*")
+_BYTE_ORDER_MARK: Final = "\ufeff"
+_LONG = re.compile(r"[0-9_]{4300}")
+_TOO_LONG: Final = "a number has more than 4,300 digits"
+_SHORTER: Final = "write a number that the key's comment allows"
 _TYPE = re.compile(r"\b(str|int|float|bool|array|object)\b")
 _TYPE_WORDS: Final = {
     "str": "a text in quotes",
@@ -53,6 +57,9 @@ def read_host_file(path: Path) -> HostFile:
         ) from error
     except UnicodeDecodeError as error:
         raise Problem(f"{path} is not text: {error.reason}", "save it as UTF-8") from error
+    if text.startswith(_BYTE_ORDER_MARK):
+        what = f"{path}, line 1: it begins with a byte order mark"
+        raise Problem(what, "save it as UTF-8 without one")
     if len(data) > FILE_BYTES_MAX:
         raise Problem(f"{path} has more than {FILE_BYTES_MAX} bytes", "name a host's file")
     return parse_host_file(text, path)
@@ -72,6 +79,11 @@ def parse_host_file(text: str, path: Path) -> HostFile:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise _syntax_problem(str(error), path) from error
+    except RecursionError as error:
+        what = f"{path}: lists or tables stand too deep in one another"
+        raise Problem(what, "no key of it needs more than two levels") from error
+    except ValueError as error:  # Python reads no whole number of more than 4,300 digits
+        raise Problem(f"{_where_too_long(path, text)}: {_TOO_LONG}", _SHORTER) from error
     try:
         return msgspec.convert(values, HostFile)
     except msgspec.ValidationError as error:
@@ -145,6 +157,11 @@ def _where(path: Path, text: str, place: str) -> str:
     return f"{path}, line {line}, {place}" if line else f"{path}, {place}"
 
 
+def _where_too_long(path: Path, text: str) -> str:
+    found = next((n for n, line in enumerate(text.split("\n"), 1) if _LONG.search(line)), None)
+    return f"{path}, line {found}" if found else f"{path}"
+
+
 def _syntax_problem(error: str, path: Path) -> Problem:
     match = _TOML_PLACE.search(error)
     what = _TOML_PLACE.sub("", error)
@@ -160,7 +177,7 @@ def _value_problem(error: str, text: str, path: Path) -> Problem:
     assert match is not None
     what, place = match["what"], match["path"] or ""
     if unknown := _UNKNOWN.fullmatch(what):
-        key = unknown["key"]
+        key = _shown(unknown["key"])
         where = _where(path, text, f"{place}.{key}" if place else key)
         kind = "key" if place else "table"
         return Problem(f"{where}: there is no such {kind}", _suggestion(key, place, text))
@@ -170,6 +187,11 @@ def _value_problem(error: str, text: str, path: Path) -> Problem:
         kinds = ", ".join(engine_kinds())
         return Problem(f"{_where(path, text, place)}: no such engine", f"write one of {kinds}")
     return Problem(f"{_where(path, text, place)}: {_in_words(what)}", _meaning(place, text))
+
+
+def _shown(key: str) -> str:
+    """Return a key as a terminal may show it: quoted where it is not what a key looks like."""
+    return key if key and key.isprintable() else repr(key)
 
 
 def _in_words(what: str) -> str:

@@ -1,6 +1,6 @@
 """The directory of a network on this machine: who runs in it, and how to reach them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +29,7 @@ class GatewayEntry:
     """The gateway of a network; ``pid`` is None while it is stopped."""
 
     url: str
-    api_key: str
+    api_key: str = field(repr=False)
     pid: int | None
 
 
@@ -104,14 +104,14 @@ class Account:
     """An account at settlement, with its access token."""
 
     account_id: str
-    token: str
+    token: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
     """``secrets.json``: the API key of the gateway, and the accounts' tokens."""
 
-    api_key: str
+    api_key: str = field(repr=False)
     client: Account
     owners: dict[str, Account]
 
@@ -161,5 +161,9 @@ def _read(path: Path, shape: type[ValueT]) -> ValueT | None:
         return None
     except OSError as error:
         raise Problem(f"can't read {path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        raise Problem(f"{path} is broken: {error}", "remove the directory to start anew") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(
+            f"{path} is broken: {error}",
+            f"restore it from a backup, or move {path.parent} away to start anew; its keys are "
+            "what money is held under, so keep them",
+        ) from error

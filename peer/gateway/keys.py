@@ -17,6 +17,7 @@ import sqlite_utils
 
 from p2p.errors import DataDirectoryError
 from p2p.limits import SECOND_NS
+from p2p.paths import make_private_file
 
 FILE_NAME = "keys.sqlite3"
 KEY_PREFIX = "sk-sw-"
@@ -193,8 +194,8 @@ def _open(data_dir: Path) -> Iterator[sqlite3.Connection]:
 def _connect(data_dir: Path) -> sqlite3.Connection:
     path = data_dir / FILE_NAME
     try:
+        make_private_file(path)
         connection = sqlite3.connect(path, timeout=BUSY_S_MAX, isolation_level=None)
-        path.chmod(0o600)
         _create(connection)
     except (sqlite3.Error, OSError) as error:
         raise DataDirectoryError(f"can't open the key file {path}: {error}") from error

@@ -156,7 +156,7 @@ class HostConfig:
     engines: tuple[HostedEngine, ...]
     control_socket: Path
     region: str = ""
-    enrol_code: str | None = None
+    enrol_code: str | None = field(default=None, repr=False)
     use_relay: bool = False
     accepts_licences: bool = False
     store_dir: Path | None = None

@@ -1,9 +1,10 @@
 """What an engine of a host is, as values: one spec for each kind. A core: values only."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 from p2p import limits
 from p2p.types import ModelId
@@ -155,13 +156,29 @@ class OpenAiSpec:
     kind: ClassVar[str] = "openai"
     url: str
     model_id: ModelId | None = None
-    api_key: str = ""
+    api_key: str = field(default="", repr=False)
     context_tokens: int = DEFAULT_CONTEXT_TOKENS
 
     def __post_init__(self) -> None:
-        if not self.url.startswith("http://"):
-            raise ValueError(f"an engine's URL must begin with http://, not {self.url!r}")
+        _check_url(self.url)
         require_range("context_tokens", self.context_tokens, 64, 2**24)
+
+
+def _check_url(url: str) -> None:
+    """Refuse an address that can't be asked, or that would carry a password into logs.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    if not url.startswith("http://"):
+        raise ValueError(f"an engine's URL must begin with http://, not {url[:16]!r}")
+    if not url.isascii() or not url.isprintable() or set(url) & set(" ?#"):
+        raise ValueError("an engine's URL is http://HOST:PORT/BASE and nothing behind it")
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise ValueError("an engine's URL holds no password: its key lies in api_key_file")
+    if not parts.hostname or parts.port == 0:  # reading a port beyond 65535 raises
+        raise ValueError(f"an engine's URL must name its host and port, not {url!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from random import Random
 import trio
 
 from p2p import limits
+from p2p.errors import SparewattError
 from p2p.types import KEY_BYTES, AllowanceId, PublicKey
 from peer.group_commit import JournalError
 from peer.host.books import Books
@@ -41,6 +42,15 @@ PRUNE_S = 86_400.0
 _KEYS = "settlement_keys"
 _ACCOUNT = "account_id"
 _OWNER_TAG = "owner_tag"
+
+
+_FRESH_CODE = "Start it with --enrol-code-file and a fresh code"
+# What no later try with the same code can change; a clock that is wrong, say, can be set.
+_CODE_REFUSALS = frozenset(("bad_code", "code_used", "code_expired", "wrong_role"))
+
+
+class EnrolmentError(SparewattError):
+    """Raised when settlement refused the one-time code that this host was started with."""
 
 
 def keep_account(journal: Journal, enrolled: Enrolled) -> None:
@@ -121,6 +131,10 @@ class Settler:
 
         Args:
             enrol_code: Joins this host to an account, unless it belongs to one already.
+
+        Raises:
+            EnrolmentError: If settlement will never take the code: to serve on without an account
+                would hide it from an owner who expects to earn.
         """
         async with trio.open_nursery() as nursery:
             await self._knock_until_answered(enrol_code)
@@ -221,7 +235,11 @@ class Settler:
         return True
 
     async def _enrol(self, enrol_code: str | None) -> bool:
-        """Join the account of the code; return False if it is worth another try."""
+        """Join the account of the code; return False if it is worth another try.
+
+        Raises:
+            EnrolmentError: If the code is no good and this host has no account.
+        """
         try:
             if await self._journal.load_meta(_ACCOUNT) is not None:
                 return True
@@ -237,7 +255,10 @@ class Settler:
             self._failed(error)
             return False
         except SettlementRefusedError as error:
-            self._no_account(f"settlement does not enrol this host: {error}")
+            why = f"settlement does not enrol this host: {str(error).rstrip('.')}"
+            if error.code in _CODE_REFUSALS:
+                raise EnrolmentError(f"{why}. {_FRESH_CODE}") from error
+            self._no_account(why)
             return True
         self._account_trouble = ""
         self.owner_tag = enrolled.owner_tag
@@ -307,7 +328,7 @@ class Settler:
             self.on_closed(allowance_id, envelope)
 
     def _no_account(self, why: str) -> None:
-        self._account_trouble = f"{why}; start it with --enrol-code-file and a fresh code"
+        self._account_trouble = f"{why}. {_FRESH_CODE}"
         _LOG.error("%s", self._account_trouble)
 
     def _answered(self) -> None:

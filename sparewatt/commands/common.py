@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 import click
 import platformdirs
 
-from p2p.network import NetworkFileError, NetworkInfo
+from p2p.network import FILE_BYTES_MAX, NetworkFileError, NetworkInfo
 from sparewatt.problems import Problem
 
 ParamsT = ParamSpec("ParamsT")
@@ -95,7 +95,8 @@ def read_network(path: Path) -> NetworkInfo:
     """
     advice = "ask the network's operator for its file; `sparewatt up` writes DIR/join.json"
     try:
-        return NetworkInfo.from_json(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            return NetworkInfo.from_json(file.read(FILE_BYTES_MAX + 1).decode("utf-8"))
     except OSError as error:
         raise Problem(f"can't read the network file {path}: {error.strerror}", advice) from error
     except (NetworkFileError, UnicodeDecodeError) as error:

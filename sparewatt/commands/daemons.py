@@ -1,18 +1,22 @@
 """``sparewatt relay`` and ``gateway``: one process each, in the foreground."""
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypedDict, TypeVar, Unpack
 
 import click
 
+from p2p.errors import DataDirectoryError, SparewattError
 from p2p.keys import read_private_text
 from sparewatt.commands.common import data_option, example, network_option, read_network
 from sparewatt.daemon import explained, ready_writer, run_daemon, set_up_log
 from sparewatt.options import PORT, read_listen
+from sparewatt.problems import Problem
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -23,6 +27,7 @@ ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
 
 LOG = logging.getLogger(__name__)
+_CODE = re.compile(r"swe-[!-~]{1,250}")  # settlement says of the rest whether it is a code
 CODE_HELP = "A file (mode 0600) with the one-time code that joins this node to an account."
 
 
@@ -164,22 +169,58 @@ def _gateway_config(options: GatewayOptions) -> "GatewayConfig":
     from peer.gateway.config import GatewayConfig
     from peer.gateway.routing import Policy
 
-    return GatewayConfig(
-        data_dir=options["data_dir"],
-        network=read_network(options["network_file"]),
-        bind_host=options["bind"],
-        port=options["port"],
-        names=options["names"],
-        models=options["models"],
-        policy=Policy(options["policy"]),
-        probe=options["probe"],
-        enrol_code=read_code(options["enrol_code_file"]),
-    )
+    with code_beside(options["enrol_code_file"]) as code:
+        return GatewayConfig(
+            data_dir=options["data_dir"],
+            network=read_network(options["network_file"]),
+            bind_host=options["bind"],
+            port=options["port"],
+            names=options["names"],
+            models=options["models"],
+            policy=Policy(options["policy"]),
+            probe=options["probe"],
+            enrol_code=code,
+        )
 
 
 def read_code(path: Path | None) -> str | None:
-    """Return the enrolment code in a file that only its owner may read."""
-    return read_private_text(path) if path else None
+    """Return the enrolment code in a file that only its owner may read.
+
+    Raises:
+        DataDirectoryError: If others may read it, or it holds none; never shows what it holds.
+    """
+    if path is None:
+        return None
+    code = read_private_text(path)
+    if not _CODE.fullmatch(code):
+        raise DataDirectoryError(
+            f"{path} holds no one-time code: write swe-ACCOUNT-RANDOM into it, as "
+            "`sparewatt settlement account code` or settlement's web page gave it"
+        )
+    return code
+
+
+@contextlib.contextmanager
+def code_beside(path: Path | None) -> Iterator[str | None]:
+    """Give the code of a file to a block that reads other files; both may be wrong at once.
+
+    Raises:
+        Problem: If the code can't be used; names what was wrong in the block too.
+    """
+    code, trouble = None, ""
+    try:
+        code = read_code(path)
+    except DataDirectoryError as error:
+        trouble = str(error)
+    try:
+        yield code
+    except (click.ClickException, SparewattError) as error:
+        if not trouble:
+            raise
+        said = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        raise Problem(f"{trouble}\nError: {said}") from error
+    if trouble:
+        raise Problem(trouble)
 
 
 def ready_fields(ready: "DataclassInstance") -> dict[str, object]:

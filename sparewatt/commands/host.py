@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from sparewatt.commands.common import default_data_dir, example, host_data_option, host_file_option
-from sparewatt.commands.daemons import code_option, read_code, ready_fields, verbose_option
+from sparewatt.commands.daemons import code_beside, code_option, ready_fields, verbose_option
 from sparewatt.commands.host_challenge import challenge_command
 from sparewatt.commands.host_doctor import doctor_command
 from sparewatt.commands.host_image import image_group
@@ -224,12 +224,13 @@ def _config(options: HostOptions) -> "HostConfig":
         sandbox=options["sandbox"],
         accepts_licences=options["accept_licences"],
     )
-    return host_config(
-        with_flags(file, flags),
-        path,
-        data_dir=options["data_dir"] or data_dir_of(file, path) or default_data_dir("host"),
-        enrol_code=read_code(options["enrol_code_file"]),
-    )
+    with code_beside(options["enrol_code_file"]) as code:
+        return host_config(
+            with_flags(file, flags),
+            path,
+            data_dir=options["data_dir"] or data_dir_of(file, path) or default_data_dir("host"),
+            enrol_code=code,
+        )
 
 
 def find_host_file(config_file: Path | None, data_dir: Path | None) -> tuple[Path, HostFile]:

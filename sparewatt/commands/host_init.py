@@ -104,12 +104,7 @@ def _code(path: Path | None) -> str:
     """
     from sparewatt.host_init.account import checked_code
 
-    code = read_code(path)
-    if code is None:
-        return ""
-    if not code:
-        raise Problem(f"{path} is empty", "paste a one-time code into it, or leave the flag out")
-    return checked_code(code)
+    return checked_code(read_code(path) or "")
 
 
 def _data_dir(config_file: Path | None, data_dir: Path | None) -> Path:

@@ -25,6 +25,16 @@ def key(name: str) -> SecretKey:
 ROOT, SETTLEMENT, WALLET, GATEWAY = key("root"), key("settlement"), key("wallet"), key("gateway")
 
 
+_CODE_USED = json.dumps(
+    {
+        "error": {
+            "message": "Another node used this enrolment code; make a new one.",
+            "code": "code_used",
+        }
+    }
+).encode()
+
+
 @dataclass
 class FakeSettlement(httpx.AsyncBaseTransport):
     """Answers what a host asks; keeps what it got.
@@ -32,6 +42,7 @@ class FakeSettlement(httpx.AsyncBaseTransport):
     Attributes:
         delay_s: Before each answer.
         refuses_vouchers: Every voucher is refused for good.
+        refuses_codes: Every one-time code was used by another node.
     """
 
     clock: Callable[[], int]
@@ -48,6 +59,7 @@ class FakeSettlement(httpx.AsyncBaseTransport):
     calls: int = 0
     delay_s: float = 0.0
     refuses_vouchers: bool = False
+    refuses_codes: bool = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         await trio.lowlevel.checkpoint()
@@ -55,6 +67,8 @@ class FakeSettlement(httpx.AsyncBaseTransport):
         await trio.sleep(self.delay_s)
         if not self.is_up:
             raise httpx.ConnectError("down", request=request)
+        if self.refuses_codes and request.url.path == "/v1/enrolments":
+            return httpx.Response(409, stream=httpx.ByteStream(_CODE_USED), request=request)
         content = json.loads(await request.aread() or b"{}")
         answer = getattr(self, "_" + request.url.path.rpartition("/")[2])(content)
         now_s = (self.clock() + self.offset_ns) / limits.SECOND_NS

@@ -17,6 +17,8 @@ from p2p.types import PeerId
 from peer.host.config import FakeSpec
 from peer.host.rival import rival_in
 from peer.host.vigil import Instant, Jump, jump_between
+from sparewatt.daemon import explained
+from sparewatt.problems import Problem
 
 
 async def answered(gateway, allowance_id):
@@ -187,6 +189,39 @@ async def test_full_disk_at_enrolment_ends_no_host(autojump_clock, tmp_path) -> 
         answer = gateway.ask(body(), gateway.allow())
         await answer.over.wait()
         assert answer.error is None
+
+
+async def start_with_used_code(tmp_path) -> None:
+    with explained():
+        async with open_world(tmp_path) as world:
+            await world.stop_host()
+            world.settlement.refuses_codes = True
+            world.config = dataclasses.replace(world.config, enrol_code="swe-acc1-code")
+            await world.start_host()
+            await trio.sleep(100)
+
+
+async def test_code_that_was_used_stops_the_host_with_a_plain_error(
+    autojump_clock, tmp_path
+) -> None:
+    with pytest.raises(Problem) as caught:
+        await start_with_used_code(tmp_path)
+    said = caught.value.message
+    assert "does not enrol this host: Another node used" in said
+    assert said.endswith("one. Start it with --enrol-code-file and a fresh code")
+    assert "swe-acc1" not in said
+
+
+async def test_code_that_was_used_does_not_stop_a_host_that_has_its_account(
+    autojump_clock, tmp_path
+) -> None:
+    async with open_world(tmp_path, enrol_code="swe-acc1-code") as world:
+        await trio.sleep(1)
+        await world.stop_host()
+        world.settlement.refuses_codes = True
+        await world.start_host()
+        await trio.sleep(100)
+        assert not world.host_over.is_set()
 
 
 # -- one key, two hosts ------------------------------------------------------------------------
