@@ -23,6 +23,7 @@ from peer.host.sandbox.settings import (
     kept_command,
     open_files_count,
     require_no_network,
+    shown,
     user_processes_count,
 )
 
@@ -114,10 +115,10 @@ def _file_system(plan: ChildPlan, base: Base) -> list[str]:
     words += ["--perms", "1777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp"]
     words += _parents([PurePosixPath("/sys/devices/system")])
     words += ["--ro-bind-try", "/sys/devices/system", "/sys/devices/system"]  # processors, nodes
-    shown = [*base.mounts, *plan.read_only]
+    read_only = shown(base, plan)
     shared = [plan.socket_dir, *([plan.cache_dir] if plan.cache_dir else [])]
-    words += _parents(each.inside for each in (*shown, *shared))
-    for mount in shown:
+    words += _parents(each.inside for each in (*read_only, *shared))
+    for mount in read_only:
         words += ["--ro-bind", str(mount.outside), str(mount.inside)]
     for mount in shared:
         words += ["--bind", str(mount.outside), str(mount.inside)]

@@ -24,6 +24,7 @@ from peer.host.sandbox.settings import (
     kept_command,
     open_files_count,
     require_no_network,
+    shown,
     user_processes_count,
 )
 
@@ -156,7 +157,7 @@ def _limits(bounds: ChildBounds, facts: EngineFacts, machine: Machine) -> dict[s
 def _mounts(plan: ChildPlan, base: Base) -> list[Json]:
     writable = [plan.socket_dir, *([plan.cache_dir] if plan.cache_dir else [])]
     return [
-        *(_mount(each, is_read_only=True) for each in (*base.mounts, *plan.read_only)),
+        *(_mount(each, is_read_only=True) for each in shown(base, plan)),
         *(_mount(each, is_read_only=False) for each in writable),
     ]
 

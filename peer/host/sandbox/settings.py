@@ -90,6 +90,23 @@ def environment(base: Base, plan: ChildPlan) -> dict[str, str]:
     return {**fixed, **base.env, **cards, **plan.env}
 
 
+def shown(base: Base, plan: ChildPlan) -> list[Mount]:
+    """Return what a child may read, each place once.
+
+    A plan's Python may be made from the host's own, whose directory the base has already; podman
+    refuses to mount one place twice.
+    """
+    mounts = list(dict.fromkeys((*base.mounts, *plan.read_only)))
+    return [each for each in mounts if not any(_covers(other, each) for other in mounts)]
+
+
+def _covers(outer: Mount, inner: Mount) -> bool:
+    """Return whether one mount shows all of another, at the same place."""
+    if outer == inner or not inner.outside.is_relative_to(outer.outside):
+        return False
+    return inner.inside == outer.inside / inner.outside.relative_to(outer.outside)
+
+
 def bounded(bounds: ChildBounds, machine: Machine) -> ChildBounds:
     """Return bounds in which nothing is left open but processor time."""
     return ChildBounds(

@@ -7,6 +7,7 @@ socket directory.
 import os
 import secrets
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -215,6 +216,14 @@ async def test_child_reads_what_is_mounted_for_it(place, tmp_path) -> None:
     async with place.launcher.open(plan, log_path=place.log_path):
         await place.wait_file("ready")
         assert await place.wait_file("seen") == "weights"
+
+
+async def test_child_may_be_shown_what_its_sandbox_shows_anyway(place) -> None:
+    """An engine's own environment is often made from the Python that runs the host."""
+    prefix = Path(sys.base_prefix)
+    there = Mount(prefix, PurePosixPath(prefix))
+    async with started(place, SERVE, read_only=(there,)) as child:
+        assert living(family(child.pid))
 
 
 async def test_child_writes_to_its_cache(place, tmp_path) -> None:

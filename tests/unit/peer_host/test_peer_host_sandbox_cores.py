@@ -93,6 +93,27 @@ def test_container_may_write_to_its_socket_directory_and_cache_alone() -> None:
     assert read == {"/usr": "/usr", "/models/a": "/m/a:b.gguf"}  # a colon is a letter like others
 
 
+def same(path: str) -> Mount:
+    return Mount(Path(path), PurePosixPath(path))
+
+
+def test_what_is_shown_already_is_mounted_once() -> None:
+    shown_by_base = (same("/usr"), same("/usr/local/python"))
+    elsewhere = Mount(Path("/usr/share/model"), PurePosixPath("/models/b"))
+    plan = replace(PLAN, read_only=(*shown_by_base, elsewhere))
+    mounts = config(plan)["HostConfig"]["Mounts"]
+    read = [each["Target"] for each in mounts if each["ReadOnly"]]
+    assert read == ["/usr", "/models/b"]
+    words = bwrap(plan)
+    bound = [words[at + 2] for at, word in enumerate(words) if word == "--ro-bind"]
+    assert bound == ["/usr", "/models/b"]
+
+
+def test_plan_may_show_more_around_what_the_base_shows() -> None:
+    mounts = config(replace(PLAN, read_only=(same("/"),)))["HostConfig"]["Mounts"]
+    assert [each["Target"] for each in mounts if each["ReadOnly"]] == ["/"]
+
+
 def test_container_runs_its_program_under_the_keeper_and_knows_nothing_of_ours(monkeypatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
     made = config()
