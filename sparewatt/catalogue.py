@@ -5,10 +5,10 @@ import importlib.util
 from pathlib import Path
 
 from peer.host.consents import read_catalogue
-from peer.host.store.catalogue import CatalogueModel, HubSource, PackageSource
+from peer.host.store.catalogue import CatalogueModel, HubSource, PackageSource, find_model
 from sparewatt.problems import Problem
 
-__all__ = ["CatalogueModel", "read_catalogue"]
+__all__ = ["CatalogueModel", "find_model", "read_catalogue"]
 
 HASH_BLOCK_BYTES = 1024 * 1024
 

@@ -253,6 +253,8 @@ def offered_models(engine: Engine, *, model_id: str | None) -> tuple[str, ...]:
         return (model_id,)
     if engine.kind in ("openai", "vllm-url", "tgi"):
         return _listed_models(engine.value)
+    if engine.kind == "model":
+        return (engine.value,)
     if engine.kind == "vllm":
         is_folder = engine.value.startswith("/")
         return (Path(engine.value).name if is_folder else engine.value,)

@@ -89,9 +89,8 @@ def with_flags(file: HostFile, flags: HostFlags) -> HostFile:
     price = file.price
     if flags.price is not None:
         price = msgspec.structs.replace(price, per_mtok=str(flags.price), cached_per_mtok=None)
-    return msgspec.structs.replace(
-        file, host=host, price=price, engine=_engines_with_flags(file.engine, flags)
-    )
+    engines = _engines_with_flags(file.engine, flags)
+    return msgspec.structs.replace(file, host=host, price=price, engine=engines)
 
 
 def data_dir_of(file: HostFile, path: Path) -> Path | None:
@@ -177,8 +176,16 @@ def host_config(
 
 
 def engine_table(engine: Engine) -> EngineTable:
-    """Return the table of an engine that ``--engine`` named."""
+    """Return the table of an engine that ``--engine`` named; a catalogue's model is fetched.
+
+    Raises:
+        Problem: If this machine can't have a model of the catalogue.
+    """
     match engine.kind:
+        case "model":
+            from sparewatt.catalogue_engine import catalogue_engine
+
+            return catalogue_engine(engine.value)
         case "llamacpp":
             return LlamacppTable(model=engine.value)
         case "llama-server":
@@ -209,6 +216,9 @@ def _engines_with_flags(
         "threads": flags.threads,
     }
     given = {key: value for key, value in given.items() if value is not None}
+    if flags.price is not None:  # it wins over every price in the file
+        own = {"price_per_mtok": None, "price_cached_per_mtok": None}
+        engines = tuple(msgspec.structs.replace(each, **own) for each in engines)
     if not engines or not given:
         return engines
     if len(engines) > 1:
@@ -238,7 +248,7 @@ def _hosted(file: HostFile, index: int, path: Path, prices: "Prices") -> "Hosted
             return HostedEngine(
                 name=table.name or default_name,
                 spec=choice.spec,
-                prices=prices,
+                prices=_engine_prices(table, path, place, prices),
                 slots=table.slots or file.host.slots or slots_count(table),
                 queue_max=file.host.queue if table.queue is None else table.queue,
                 licence=choice.licence,
@@ -249,6 +259,7 @@ def _hosted(file: HostFile, index: int, path: Path, prices: "Prices") -> "Hosted
 
 
 def _prices(table: PriceTable, path: Path) -> "Prices":
+    """Return what every engine asks that has no prices of its own."""
     from peer.host.config import Prices
 
     with placed(path, "price.per_mtok"):
@@ -262,4 +273,35 @@ def _prices(table: PriceTable, path: Path) -> "Prices":
         cached_micros_per_mtok=cached_micros,
         out_micros_per_mtok=price.out_micros_per_mtok,
         minimum_micros=table.minimum_micros,
+    )
+
+
+def _engine_prices(table: EngineTable, path: Path, place: str, prices: "Prices") -> "Prices":
+    """Return what one engine asks.
+
+    Args:
+        table: Its own word wins. With a price of its own, cached tokens cost as others of its
+            prompts unless it says so too.
+        path: The file.
+        place: Where in it.
+        prices: Of the whole host.
+    """
+    from peer.host.config import Prices
+
+    price_in, price_out = prices.in_micros_per_mtok, prices.out_micros_per_mtok
+    cached_micros = prices.cached_micros_per_mtok
+    if table.price_per_mtok is not None:
+        with placed(path, f"{place}.price_per_mtok"):
+            price = parse_price(table.price_per_mtok)
+        price_in, price_out = price.in_micros_per_mtok, price.out_micros_per_mtok
+        cached_micros = price_in
+    if table.price_cached_per_mtok is not None:
+        with placed(path, f"{place}.price_cached_per_mtok"):
+            cached_micros = parse_price_part(table.price_cached_per_mtok)
+    minimum_micros = table.price_minimum_micros
+    return Prices(
+        in_micros_per_mtok=price_in,
+        cached_micros_per_mtok=cached_micros,
+        out_micros_per_mtok=price_out,
+        minimum_micros=prices.minimum_micros if minimum_micros is None else minimum_micros,
     )

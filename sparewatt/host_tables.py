@@ -98,7 +98,10 @@ class HostTable(_Table, frozen=True):
 
 
 class PriceTable(_Table, frozen=True):
-    """What a million tokens cost; dollars with a point ("0.05"), or micro-dollars ("50000")."""
+    """What a million tokens cost; dollars with a point ("0.05"), or micro-dollars ("50000").
+
+    An engine may have prices of its own, under its [[engine]].
+    """
 
     per_mtok: Annotated[str, note("Of the prompt / of the answer.")] = "0.05/0.20"
     cached_per_mtok: Annotated[
@@ -122,6 +125,19 @@ class _EngineTable(_Table, frozen=True, kw_only=True):
     ] = None
     slots: Annotated[int, whole(1, 1024, "Requests that it works on at a time.")] | None = None
     queue: Annotated[int, whole(0, 4096, "Requests that wait for one of its slots.")] | None = None
+    price_per_mtok: Annotated[
+        str | None,
+        note("What a million tokens of its models cost, if not what the host asks.", "0.10/0.40"),
+    ] = None
+    price_cached_per_mtok: Annotated[
+        str | None, note("Of what it still has of an earlier prompt.", "0.02")
+    ] = None
+    price_minimum_micros: (
+        Annotated[
+            int, whole(0, 2**53 - 1, "The least that a request to it costs, in micro-dollars.")
+        ]
+        | None
+    ) = None
 
 
 class LlamacppTable(_EngineTable, frozen=True, kw_only=True, tag="llamacpp", tag_field="kind"):

@@ -1,5 +1,6 @@
 """The kinds of values that flags take, each with an error that says what to write instead."""
 
+import difflib
 import ipaddress
 import re
 import shutil
@@ -17,8 +18,9 @@ PRICE_DECIMALS_COUNT_MAX = 6
 PRICE_DOLLARS_MAX = 1_000_000
 PRICE_MICROS_BARE_MIN = 1000
 ENGINE_FORMS = (
-    "llamacpp=MODEL.gguf, vllm=FOLDER-OR-ID, llama-server=PROGRAM,MODEL.gguf, openai=URL (or "
-    "vllm-url=URL, tgi=URL) of a server that already runs, or demo"
+    "model=ID of the catalogue, llamacpp=MODEL.gguf, vllm=FOLDER-OR-ID, "
+    "llama-server=PROGRAM,MODEL.gguf, openai=URL (or vllm-url=URL, tgi=URL) of a server that "
+    "already runs, or demo"
 )
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _DECIMAL = re.compile(r"[0-9]{1,7}(\.[0-9]{1,6})?")
@@ -52,9 +54,9 @@ class Engine:
     """What computes a host's answers.
 
     Attributes:
-        kind: ``llamacpp``, ``llama-server``, ``vllm``, ``vllm-url``, ``tgi``, ``openai``,
-            ``demo`` or ``fake``.
-        value: A file, a folder or a model's id, a program and a file, a URL, or empty.
+        kind: ``model``, ``llamacpp``, ``llama-server``, ``vllm``, ``vllm-url``, ``tgi``,
+            ``openai``, ``demo`` or ``fake``.
+        value: A model's id, a file, a folder, a program and a file, a URL, or empty.
     """
 
     kind: str
@@ -140,6 +142,19 @@ def _url_value(kind: str, rest: str) -> str:
     return rest.rstrip("/")
 
 
+def _catalogue_value(_kind: str, rest: str) -> str:
+    """Return the id of a model as the catalogue spells it."""
+    from sparewatt.catalogue import find_model, read_catalogue
+
+    found = find_model(read_catalogue(), rest)
+    if found is None:
+        names = [each.model_id for each in read_catalogue()]
+        near = difflib.get_close_matches(rest, names, 1)
+        advice = f"did you mean {near[0]}?" if near else "`sparewatt models list` names all"
+        raise click.BadParameter(f"the catalogue has no model {rest}: {advice}")
+    return found.model_id
+
+
 def _gguf_value(_kind: str, rest: str) -> str:
     path = Path(rest).expanduser()
     if not path.is_file():
@@ -179,6 +194,7 @@ def _vllm_value(_kind: str, rest: str) -> str:
 
 
 _ENGINE_VALUES: Mapping[str, Callable[[str, str], str]] = {
+    "model": _catalogue_value,
     "llamacpp": _gguf_value,
     "llama-server": _llama_server_value,
     "vllm": _vllm_value,

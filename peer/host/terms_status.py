@@ -2,7 +2,6 @@
 
 import msgspec
 
-from p2p.types import model_key
 from peer.host.asker import Asker
 from peer.host.doorkeeper import names_of
 from peer.host.heat import SHARES_COUNT
@@ -25,10 +24,18 @@ class HoldStatus(msgspec.Struct):
 
 
 class PriceStatus(msgspec.Struct):
-    """Where the price of a model on offer comes from."""
+    """The price of a model on offer, in micro-dollars per million tokens, and where it comes from.
+
+    Attributes:
+        source: ``started``, ``fixed`` or ``index``.
+        engine: Who serves it, or the first of those who do.
+    """
 
     model_id: str
     source: str
+    in_micros_per_mtok: int
+    out_micros_per_mtok: int
+    engine: str
 
 
 class TermsStatus(msgspec.Struct):
@@ -109,5 +116,17 @@ class TermsBoard:
         ]
 
     def _prices(self) -> list[PriceStatus]:
-        ids = {model_key(each.offer.model_id): each.offer.model_id for each in self._server.offered}
-        return [PriceStatus(name, self._asker.source(name)) for name in ids.values()]
+        found = []
+        for each in self._server.offered:
+            offer = each.offer
+            served = self._server.fleet.find(offer.model_id)
+            found.append(
+                PriceStatus(
+                    offer.model_id,
+                    self._asker.source(offer.model_id),
+                    offer.price_in_micros_per_mtok,
+                    offer.price_out_micros_per_mtok,
+                    served[0].name if served is not None else "",
+                )
+            )
+        return found

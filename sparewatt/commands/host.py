@@ -65,6 +65,7 @@ class HostOptions(TypedDict):
     epilog=example(
         "sparewatt host",
         "sparewatt host --config host.toml",
+        "sparewatt host --network join.json --engine model=Qwen/Qwen3-8B",
         "sparewatt host --network join.json --engine llamacpp=model.gguf --price 0.05/0.20",
         "sparewatt host --network join.json --engine vllm=Qwen/Qwen3-8B",
         "sparewatt host --network join.json --engine openai=http://127.0.0.1:8000/v1",

@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 
 from p2p.paths import socket_path
-from sparewatt.clients import AskError, RefusedError, control_api, objects, text
+from sparewatt.clients import AskError, RefusedError, control_api, number, objects, text
 from sparewatt.commands.common import default_data_dir, example
 from sparewatt.commands.tui import host_directory
-from sparewatt.options import Price, parse_price
+from sparewatt.options import Price, dollars, parse_price
 from sparewatt.problems import Problem
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -21,6 +21,11 @@ _WINDOW = re.compile(
 )
 _PATH = "/v1/terms"
 _WINDOW_FORM = "write always, never, or DAYS HH:MM-HH:MM, e.g. mon-fri 22:00-07:00"
+_SOURCES = {
+    "started": "as its engine was started or loaded",
+    "fixed": "fixed by the terms",
+    "index": "by the network's index",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +217,16 @@ def _asked(
         raise Problem(str(error), "`sparewatt host` starts one; --data names another") from error
 
 
+def _prices(now: Mapping[str, object]) -> list[str]:
+    """Return what each model on offer costs, and who says so."""
+    return [
+        f"{text(each, 'model_id')}: ${dollars(number(each, 'in_micros_per_mtok'))}/"
+        f"{dollars(number(each, 'out_micros_per_mtok'))} per million tokens "
+        f"({_SOURCES.get(text(each, 'source'), text(each, 'source'))})"
+        for each in objects(now, "prices")
+    ]
+
+
 def _summary(told: Mapping[str, object]) -> str:
     """Return what holds, what was changed, and the terms, for people."""
     now = told.get("now")
@@ -231,6 +246,7 @@ def _summary(told: Mapping[str, object]) -> str:
     changed = told.get("changed")
     names = [str(each) for each in changed] if isinstance(changed, list) else []
     lines.append(f"changed since the start: {', '.join(names) or 'nothing'}")
+    lines += [f"price of {each}" for each in _prices(now)]
     terms = told.get("terms")
     if isinstance(terms, dict):
         lines += [f"  {name} = {json.dumps(value)}" for name, value in terms.items()]

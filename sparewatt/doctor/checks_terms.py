@@ -17,20 +17,28 @@ from sparewatt.options import dollars, parse_price
 
 
 def check_price(subject: Subject) -> Sequence[Finding]:
-    """Look at what is asked for a million tokens."""
-    where = "price.per_mtok"
+    """Look at what is asked for a million tokens, by the host and by engines of their own price."""
+    found = _check_price(subject, subject.file.price.per_mtok, "price.per_mtok", "")
+    for index, table in enumerate(subject.file.engine):
+        if table.price_per_mtok is not None:
+            where, of = f"engine[{index}].price_per_mtok", f" by engine {table.name or index + 1}"
+            found += _check_price(subject, table.price_per_mtok, where, of)
+    return found
+
+
+def _check_price(subject: Subject, written: str, where: str, of: str) -> list[Finding]:
     try:
-        price = parse_price(subject.file.price.per_mtok)
+        price = parse_price(written)
     except click.BadParameter as error:
         return [failed("price", error.message, "sparewatt host init suggests one", where=where)]
     if not price.out_micros_per_mtok:
-        what = "answers are given away"
+        what = f"answers are given away{of}"
         return [warning("price", what, "say what a million tokens cost", where=where)]
     floor_micros = subject.file.price_policy.floor_out_micros_per_mtok
     if price.out_micros_per_mtok < floor_micros:
-        what = f"${price} is below your own floor of ${dollars(floor_micros)} for answers"
+        what = f"${price}{of} is below your own floor of ${dollars(floor_micros)} for answers"
         return [warning("price", what, "raise it, or lower the floor", where=where)]
-    return [good("price", f"${price} per million tokens of prompt/answer")]
+    return [good("price", f"${price} per million tokens of prompt/answer{of}")]
 
 
 def check_hours(subject: Subject) -> Sequence[Finding]:

@@ -1,12 +1,10 @@
 """What this machine is: asked at once of everything that knows."""
 
 import contextlib
-import importlib.util
 import ipaddress
 import os
 import shutil
 import socket
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +13,14 @@ import httpx
 import psutil
 
 from p2p.hardware.report import GpuFacts, HardwareReport
+from peer.host.store.candidates import Machine
 from peer.host.store.hub_plan import DEFAULT_ENDPOINT
+from peer.host.store.machine import copy_gb_per_s, gpu_program
 from sparewatt.host_init.price import cpu_watts, gpu_watts
 from sparewatt.model_files import ENDPOINT_VARIABLE, TOKEN_VARIABLE
 
 GPU_SECONDS_MAX = 8.0
-VLLM, LLAMA_SERVER = "vllm", "llama-server"
 HUB_SECONDS_MAX = 3.0
-COPIED_BYTES = 64 << 20  # more than any cache of a desktop's processor
-COPIES_COUNT = 3
 ENGINES = ("podman", "docker", "bwrap")  # what can seal an engine in, best first
 _FAR_ADDRESS = ("192.0.2.1", 9)  # nobody's, by RFC 5737; nothing is sent
 
@@ -60,9 +57,24 @@ class MachineFacts:
         return self.report.gpus
 
     @property
+    def machine(self) -> Machine:
+        """What of it decides which models it can serve."""
+        largest = max(self.gpus, key=lambda gpu: gpu.memory_bytes, default=None)
+        return Machine(
+            gpu_memory_bytes=largest.memory_bytes if largest else 0,
+            gpu_gb_per_s=largest.peak_gb_per_s if largest else 0.0,
+            gpu_program=self.gpu_program,
+            memory_free_bytes=self.memory_free_bytes,
+            copy_gb_per_s=self.copy_gb_per_s,
+            disk_free_bytes=self.report.disk_free_bytes,
+            hub_answers=self.hub_answers,
+            has_hub_token=self.has_hub_token,
+        )
+
+    @property
     def uses_gpu(self) -> bool:
         """Whether models would be computed on a GPU."""
-        return bool(self.gpus and self.gpu_program)
+        return self.machine.uses_gpu
 
     @property
     def is_public(self) -> bool:
@@ -81,7 +93,7 @@ def read_facts(data_dir: Path) -> MachineFacts:
     """Return what this machine is; blocks for as long as a slow GPU driver takes, at most 9 s."""
     from peer.host.hardware import find_gpus, read_report
 
-    copied = _copy_gb_per_s()  # alone, so that nothing else takes the memory's time
+    copied = copy_gb_per_s()  # alone, so that nothing else takes the memory's time
     with ThreadPoolExecutor(2) as pool:
         searching = pool.submit(find_gpus, within_s=GPU_SECONDS_MAX)
         knocking = pool.submit(_hub_answers)
@@ -93,28 +105,10 @@ def read_facts(data_dir: Path) -> MachineFacts:
         copy_gb_per_s=copied,
         sandboxes=tuple(name for name in ENGINES if shutil.which(name)),
         address=_own_address(),
-        gpu_program=_gpu_program(),
+        gpu_program=gpu_program(),
         hub_answers=hub_answers,
         has_hub_token=bool(os.environ.get(TOKEN_VARIABLE)),
     )
-
-
-def _copy_gb_per_s() -> float:
-    """Return how many bytes a second one core reads and writes; the best of a few tries."""
-    source = bytearray(COPIED_BYTES)
-    target = bytearray(COPIED_BYTES)
-    best_s = float("inf")
-    for _ in range(COPIES_COUNT):
-        started_s = time.perf_counter()
-        memoryview(target)[:] = source
-        best_s = min(best_s, time.perf_counter() - started_s)
-    return 2 * COPIED_BYTES / best_s / 1e9
-
-
-def _gpu_program() -> str:
-    if importlib.util.find_spec(VLLM) is not None:
-        return VLLM
-    return LLAMA_SERVER if shutil.which(LLAMA_SERVER) else ""
 
 
 def _own_address() -> str:

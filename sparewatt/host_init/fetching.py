@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 
 from p2p.types import ModelId
+from peer.host.store.candidates import LLAMA_SERVER, SLOTS_COUNT, VLLM, Candidate
 from peer.host.store.catalogue import HubSource, PackageSource
 from peer.host.store.library import Library
 from sparewatt import model_files
 from sparewatt.catalogue import checked_model_file, find_model_file, find_part, read_catalogue
-from sparewatt.host_init.candidates import SLOTS_COUNT, Candidate
-from sparewatt.host_init.facts import LLAMA_SERVER, VLLM
 from sparewatt.host_init.setup import Setup
 from sparewatt.host_tables import (
     DemoTable,
@@ -69,17 +68,24 @@ def engine_table(candidate: Candidate, store: Path) -> EngineTable:
 
 
 def _folder(candidate: Candidate, store: Path) -> Path:
-    """Return where the store puts a model's files."""
-    source = candidate.source
+    """Return where a model's files lie, or where the store will put them."""
+    source, library = candidate.source, Library(store)
+    found = library.find(candidate.model.model_id, source.format)
+    if found is not None:
+        return found[0].absolute()
     name = f"{candidate.model.model_id}--{source.format}"
     if isinstance(source, HubSource):
         name = source.repo
-    return Library(store).folder(name).absolute()
+    return library.folder(name).absolute()
 
 
 def _gguf(candidate: Candidate, store: Path) -> Path:
     source = candidate.source
+    found = Library(store).find(candidate.model.model_id, source.format)
     name = source.files[0] if isinstance(source, HubSource) else source.name
+    if found is not None:  # also of a copy of the owner's own, under its own name
+        names = sorted(each.path for each in found[1].files if each.path.endswith(".gguf"))
+        name = names[0] if names else name
     return _folder(candidate, store) / name
 
 

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from p2p.types import ModelId, model_key
 from peer.host.consents import read_terms
+from peer.host.store.candidates import Candidate, candidates, form_of, recommended
 from sparewatt.catalogue import known_by_name, read_catalogue
 from sparewatt.clients import AskError, JsonApi, objects
-from sparewatt.host_init.candidates import Candidate, candidates, form_of, recommended
 from sparewatt.host_init.fetching import models_here
 from sparewatt.host_init.machine_view import gib
 from sparewatt.host_init.setup import Setup
@@ -71,8 +71,8 @@ def ask_model(setup: Setup, file: HostFile, wanted: str | None) -> Served:
         wanted: What ``--model`` said: an id of the catalogue, a GGUF file or a server's URL.
     """
     setup.heading("Model")
-    here = models_here(setup.store, form_of(setup.facts))
-    found = candidates(read_catalogue(), setup.facts, here)
+    here = models_here(setup.store, form_of(setup.facts.machine))
+    found = candidates(read_catalogue(), setup.facts.machine, here)
     if setup.facts.gpus and not setup.facts.uses_gpu:
         setup.say(
             "Nothing here computes on the GPU: end this with Ctrl-C and install vLLM (pip install "

@@ -72,9 +72,12 @@ def ask_price(setup: Setup, file: HostFile, tokens_per_s: float) -> HostFile:
         tokens_per_s: An estimate; 0 if nothing is known of the engine.
     """
     setup.heading("Price")
+    own = [each for each in file.engine if each.price_per_mtok is not None]
+    if len(file.engine) > 1 and own:
+        setup.hint(f"{len(own)} engines keep prices of their own: price_per_mtok in the file.")
     if tokens_per_s <= 0:
         price = setup.ask.text(
-            "  Dollars per million tokens, in/out", file.price.per_mtok, parse_price
+            "  Dollars per million tokens, in/out", _price_now(file), parse_price
         )
         return _priced(file, price)
     said = file.price.dollars_per_kwh or dollars(KWH_MICROS_DEFAULT)
@@ -89,7 +92,7 @@ def ask_price(setup: Setup, file: HostFile, tokens_per_s: float) -> HostFile:
         f"Suggested: twice that, and a quarter of it for prompts: {suggestion}. Nobody has to buy "
         "at your price; gateways choose by price and speed."
     )
-    default = file.price.per_mtok if not setup.is_new else str(suggestion)
+    default = _price_now(file) if not setup.is_new else str(suggestion)
     price = setup.ask.text("  Dollars per million tokens, in/out", default, parse_price)
     _show_earnings(setup, running, price)
     file = _priced(file, price)
@@ -138,10 +141,20 @@ def _network(answer: str) -> Joined:
     return Joined(read_network(path), path)
 
 
+def _price_now(file: HostFile) -> str:
+    """Return what the only engine asks, or those that have no price of their own."""
+    own = file.engine[0].price_per_mtok if len(file.engine) == 1 else None
+    return file.price.per_mtok if own is None else own
+
+
 def _priced(file: HostFile, price: Price) -> HostFile:
-    """Return the file with a price; that of cached tokens follows if it would be above."""
-    if str(price) == file.price.per_mtok:
+    """Return the file with a price, where the one before stood; a price of cached tokens goes."""
+    if str(price) == _price_now(file):
         return file
+    if len(file.engine) == 1 and file.engine[0].price_per_mtok is not None:
+        (engine,) = file.engine
+        engine = _with(engine, price_per_mtok=str(price), price_cached_per_mtok=None)
+        return msgspec.structs.replace(file, engine=(engine,))
     table = _with(file.price, per_mtok=str(price), cached_per_mtok=None)
     return msgspec.structs.replace(file, price=table)
 

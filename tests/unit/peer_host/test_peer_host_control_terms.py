@@ -40,7 +40,15 @@ async def test_terms_are_told_with_what_was_changed_and_what_holds(tmp_path) -> 
         told = (await control.get("/v1/terms")).json()
         assert told["terms"]["slots"] == told["initial"]["slots"] == 3
         assert told["changed"] == []
-        assert told["now"]["prices"] == [{"model_id": MODEL, "source": "started"}]
+        assert told["now"]["prices"] == [
+            {
+                "model_id": MODEL,
+                "source": "started",
+                "in_micros_per_mtok": 1_000_000,
+                "out_micros_per_mtok": 2_000_000,
+                "engine": "main",
+            }
+        ]
         told = await patch(control, slots=2, schedule={"mode": "never"})
         assert told["changed"] == ["schedule.mode", "slots"]
         assert told["initial"]["slots"] == 3

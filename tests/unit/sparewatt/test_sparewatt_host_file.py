@@ -91,7 +91,13 @@ FILES = st.builds(
     engine=st.lists(
         st.builds(DemoTable, threads=st.integers(0, 1024))
         | st.builds(FakeTable, model_id=optional(TEXTS))
-        | st.builds(OpenAiTable, url=TEXTS, api_key_file=optional(TEXTS))
+        | st.builds(
+            OpenAiTable,
+            url=TEXTS,
+            api_key_file=optional(TEXTS),
+            price_per_mtok=optional(TEXTS),
+            price_minimum_micros=optional(st.integers(0, 2**53 - 1)),
+        )
         | st.builds(
             LlamacppTable,
             model=TEXTS,
@@ -350,6 +356,69 @@ def test_host_has_several_engines_each_with_slots_of_its_own(tmp_path: Path):
         with pytest.raises(Problem, match=r"engine\[1\]\.name") as caught:
             config_of(written(tmp_path, text.replace('"big"', f'"{name}"')))
         assert words in caught.value.format_message()
+
+
+PRICED = """
+[price]
+per_mtok = "0.05/0.20"
+cached_per_mtok = "0.01"
+minimum_micros = 7
+
+[[engine]]
+kind = "fake"
+
+[[engine]]
+kind = "fake"
+name = "large"
+price_per_mtok = "0.50/2.00"
+
+[[engine]]
+kind = "fake"
+name = "third"
+price_per_mtok = "600000/3000000"
+price_cached_per_mtok = "0.10"
+price_minimum_micros = 0
+"""
+
+
+def asked(file: HostFile, tmp_path: Path) -> list[tuple[int, int, int, int]]:
+    (tmp_path / "join.json").write_text(NETWORK.to_json())
+    host = msgspec.structs.replace(file.host, network="join.json")
+    file = msgspec.structs.replace(file, host=host)
+    config = host_config(file, tmp_path / "host.toml", data_dir=tmp_path, enrol_code=None)
+    return [dataclasses.astuple(engine.prices) for engine in config.engines]
+
+
+def test_engine_has_a_price_of_its_own_or_that_of_the_host(tmp_path: Path):
+    assert asked(parse_host_file(PRICED, PATH), tmp_path) == [
+        (50_000, 10_000, 200_000, 7),
+        (500_000, 500_000, 2_000_000, 7),
+        (600_000, 100_000, 3_000_000, 0),
+    ]
+
+
+def test_price_of_a_flag_wins_over_every_price_of_the_file(tmp_path: Path):
+    flags = HostFlags(price=parse_price("1.00/2.00"))
+    prices = asked(with_flags(parse_host_file(PRICED, PATH), flags), tmp_path)
+    assert [each[:3] for each in prices] == [(1_000_000, 1_000_000, 2_000_000)] * 3
+
+
+@pytest.mark.parametrize(
+    ("line", "place", "words"),
+    [
+        ('price_per_mtok = "cheap"', "engine[0].price_per_mtok", "is not a price"),
+        ('price_cached_per_mtok = "5"', "engine[0].price_cached_per_mtok", "dollars or micro"),
+    ],
+)
+def test_engines_price_that_is_none_is_refused_where_it_stands(
+    line: str, place: str, words: str, tmp_path: Path
+):
+    file = tmp_path / "host.toml"
+    file.write_text(f'[[engine]]\nkind = "fake"\n{line}\n')
+    with pytest.raises(Problem) as caught:
+        asked(read_host_file(file), tmp_path)
+    assert f"line 3, {place}" in caught.value.format_message()
+    assert words in caught.value.format_message()
 
 
 def test_api_key_of_an_engine_lies_in_a_private_file(tmp_path: Path):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
 from rich.console import Console
@@ -13,15 +14,17 @@ from p2p.hardware.report import GpuFacts, HardwareReport
 from p2p.network import NetworkInfo
 from p2p.types import ModelId, NetworkId, PublicKey
 from peer.host.schedule import DAYS, Window
-from peer.host.store.library import Library, StoreRecord
+from peer.host.store.candidates import SPEED_MIN, candidates, recommended
+from peer.host.store.library import Library, StoredFile, StoreRecord
 from sparewatt.catalogue import known_by_name, read_catalogue
+from sparewatt.catalogue_engine import catalogue_engine
 from sparewatt.host_file import read_host_file
 from sparewatt.host_init.asking import Defaults
-from sparewatt.host_init.candidates import SPEED_MIN, candidates, recommended
 from sparewatt.host_init.facts import MachineFacts
 from sparewatt.host_init.fetching import engine_table, models_here
 from sparewatt.host_init.flow import Wishes, set_up
 from sparewatt.host_tables import HostFile, LlamacppTable, LlamaServerTable, PriceTable, VllmTable
+from sparewatt.options import Engine, parse_engine
 from sparewatt.problems import Problem
 
 GIB = 1 << 30
@@ -267,15 +270,19 @@ def test_code_is_hidden_checked_and_never_on_the_disk(folder: Path):
 
 def test_model_that_needs_more_memory_than_there_is_can_not_be_chosen():
     small = facts(memory_free_bytes=2 * GIB)
-    found = {each.model.model_id: each for each in candidates(read_catalogue(), small, ())}
+    found = {each.model.model_id: each for each in candidates(read_catalogue(), small.machine, ())}
     assert found[ModelId("Qwen/Qwen3-8B")].obstacle.startswith("takes ")
     assert not found[ModelId("HuggingFaceTB/SmolLM2-135M-Instruct")].obstacle
 
 
 def test_estimate_of_a_gpu_is_of_its_memory_s_speed():
-    on_cpu = {each.model.model_id: each for each in candidates(read_catalogue(), facts(), ())}
+    on_cpu = {
+        each.model.model_id: each for each in candidates(read_catalogue(), facts().machine, ())
+    }
     machine = facts(gpus=(GPU,))
-    on_gpu = {each.model.model_id: each for each in candidates(read_catalogue(), machine, ())}
+    on_gpu = {
+        each.model.model_id: each for each in candidates(read_catalogue(), machine.machine, ())
+    }
     name = ModelId("Qwen/Qwen3-8B")
     ratio = on_gpu[name].tokens_per_s / on_cpu[name].tokens_per_s
     assert ratio == pytest.approx(GPU.peak_gb_per_s / 20.0, rel=0.01)
@@ -285,7 +292,7 @@ def test_estimate_of_a_gpu_is_of_its_memory_s_speed():
 def test_recommended_model_is_free_fits_and_is_as_fast_as_people_read():
     machine = facts(gpus=(GPU,))
     everything = frozenset(each.model_id for each in read_catalogue())
-    found = candidates(read_catalogue(), machine, everything)
+    found = candidates(read_catalogue(), machine.machine, everything)
     best = recommended(found, {"Apache-2.0"})
     assert best is not None
     assert best.model.licence == "Apache-2.0"
@@ -298,8 +305,8 @@ def test_recommended_model_is_free_fits_and_is_as_fast_as_people_read():
 def test_full_disk_is_an_obstacle_only_to_what_must_be_fetched():
     full = facts(disk_free_bytes=0)
     everything = frozenset(each.model_id for each in read_catalogue())
-    assert all(each.obstacle for each in candidates(read_catalogue(), full, ()))
-    assert any(not each.obstacle for each in candidates(read_catalogue(), full, everything))
+    assert all(each.obstacle for each in candidates(read_catalogue(), full.machine, ()))
+    assert any(not each.obstacle for each in candidates(read_catalogue(), full.machine, everything))
 
 
 def test_hours_that_don_t_count_now_are_kept_for_when_they_do(folder: Path):
@@ -310,7 +317,7 @@ def test_hours_that_don_t_count_now_are_kept_for_when_they_do(folder: Path):
 
 
 def test_table_of_a_model_names_where_its_fetched_file_will_lie(tmp_path: Path):
-    for each in candidates(read_catalogue(), facts(), ()):
+    for each in candidates(read_catalogue(), facts().machine, ()):
         table = engine_table(each, tmp_path)
         if not each.model.is_demo:
             assert isinstance(table, LlamacppTable)
@@ -321,7 +328,9 @@ def test_table_of_a_model_names_where_its_fetched_file_will_lie(tmp_path: Path):
 
 
 def test_model_in_the_store_need_not_be_fetched(tmp_path: Path):
-    found = {each.model.model_id: each for each in candidates(read_catalogue(), facts(), ())}
+    found = {
+        each.model.model_id: each for each in candidates(read_catalogue(), facts().machine, ())
+    }
     each = found[ModelId("Qwen/Qwen3-8B")]
     table = engine_table(each, tmp_path)
     assert isinstance(table, LlamacppTable)
@@ -343,8 +352,8 @@ def test_model_in_the_store_need_not_be_fetched(tmp_path: Path):
 
 def test_gpu_without_a_program_for_it_is_told_and_not_reckoned_with(folder: Path):
     machine = facts(gpus=(GPU,), gpu_program="")
-    on_cpu = candidates(read_catalogue(), facts(), ())
-    assert candidates(read_catalogue(), machine, ()) == on_cpu
+    on_cpu = candidates(read_catalogue(), facts().machine, ())
+    assert candidates(read_catalogue(), machine.machine, ()) == on_cpu
     assert machine.watts == facts().watts
     _, text = run(folder, Scripted(answers(folder)), machine)
     assert "Nothing here computes on the GPU" in text
@@ -352,12 +361,68 @@ def test_gpu_without_a_program_for_it_is_told_and_not_reckoned_with(folder: Path
 
 def test_gpu_with_vllm_gets_whole_weights_in_a_folder_of_the_store(tmp_path: Path):
     machine = facts(gpus=(GPU,), gpu_program="vllm")
-    found = {each.model.model_id: each for each in candidates(read_catalogue(), machine, ())}
+    found = {
+        each.model.model_id: each for each in candidates(read_catalogue(), machine.machine, ())
+    }
     each = found[ModelId("Qwen/Qwen3-8B")]
     assert each.source.quantization == "bf16"
     table = engine_table(each, tmp_path)
     assert isinstance(table, VllmTable)
     assert Path(table.model) == tmp_path / "Qwen--Qwen3-8B"
     assert table.model_id == each.model.model_id
-    served = candidates(read_catalogue(), facts(gpus=(GPU,)), ())
+    served = candidates(read_catalogue(), facts(gpus=(GPU,)).machine, ())
     assert all(isinstance(engine_table(each, tmp_path), LlamaServerTable) for each in served)
+
+
+def stored(store: Path, name: str, model_id: str = "Qwen/Qwen3-8B") -> Path:
+    """Put a model into a store as if it was fetched; return its file."""
+    library = Library(store)
+    folder = library.folder(f"{model_id}--gguf")
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(b"GGUF")
+    library.keep(
+        folder,
+        StoreRecord(
+            model_id=model_id,
+            origin="path",
+            commit="",
+            format="gguf",
+            quantization="int4",
+            fetched_at_ns=1,
+            files=(StoredFile(path=name, size_bytes=4, sha256="00" * 32),),
+        ),
+    )
+    return folder / name
+
+
+def test_engine_of_a_catalogue_model_is_its_file_in_the_store(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("SPAREWATT_DATA", str(tmp_path))
+    file = stored(tmp_path / "models", "my-own-copy.gguf")
+    table = catalogue_engine("qwen/qwen3-8b", lambda _: facts())
+    assert isinstance(table, LlamacppTable)
+    assert (table.model, table.model_id, table.slots) == (str(file), "Qwen/Qwen3-8B", None)
+    assert parse_engine("model=qwen/qwen3-8b") == Engine("model", "Qwen/Qwen3-8B")
+    with_gpu = catalogue_engine("Qwen/Qwen3-8B", lambda _: facts(gpus=(GPU,)))
+    assert isinstance(with_gpu, LlamaServerTable)
+
+
+@pytest.mark.parametrize(
+    ("model_id", "machine", "words"),
+    [
+        ("Qwen/Qwen3-8B", {"memory_free_bytes": 2 * GIB}, "can't be served here: takes"),
+        ("Qwen/Qwen3-8B", {"hub_answers": False}, "hub out of reach"),
+        ("no/model", {}, "the catalogue has no model"),
+    ],
+)
+def test_engine_of_a_catalogue_model_that_can_not_be_had_is_refused(
+    model_id: str, machine: dict[str, object], words: str, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setenv("SPAREWATT_DATA", str(tmp_path))
+    with pytest.raises(Problem) as caught:
+        catalogue_engine(model_id, lambda _: facts(**machine))
+    assert words in caught.value.format_message()
+
+
+def test_engine_of_a_model_that_the_catalogue_does_not_know_suggests_one():
+    with pytest.raises(click.BadParameter, match="did you mean Qwen/Qwen3-8B"):
+        parse_engine("model=Qwen/Qwen3-8C")

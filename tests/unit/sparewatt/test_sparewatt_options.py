@@ -106,7 +106,7 @@ def test_vllm_takes_a_folder_or_a_repository(tmp_path: Path):
         ("llama-server={}/m.gguf,{}/m.gguf", "there is no program"),
         ("tgi=127.0.0.1:80", "tgi=http://127.0.0.1"),
         ("vllm-url=https://x", "must begin with http://"),
-        ("vlm=x", "write llamacpp=MODEL.gguf, vllm="),
+        ("vlm=x", "write model=ID of the catalogue, llamacpp="),
     ],
 )
 def test_wrong_engine_is_refused_with_what_to_write(
