@@ -32,9 +32,11 @@ demo: venv-demo
 	@exec $(BIN)/sparewatt demo $(if $(ONCE),--once) $(if $(REPORT),--report "$(REPORT)")
 
 # HYPOTHESIS_PROFILE=ci lets random tests try three times as much, and the simulation 100 seeds.
+# Networks of real processes have the machine for themselves; all else shares the cores.
 test: venv-dev
-	$(PYTEST) -m "$(PLAIN)" --junitxml=build/test.xml
-	@$(BIN)/python .ci/no_skips.py build/test.xml
+	$(PYTEST) -m "$(PLAIN)" --ignore tests/e2e -n auto --dist worksteal -q --junitxml=build/test.xml
+	$(PYTEST) -m "$(PLAIN)" tests/e2e --junitxml=build/test-e2e.xml
+	@$(BIN)/python .ci/no_skips.py build/test.xml build/test-e2e.xml
 
 # The owner's screen is tested in a real terminal, which is tmux; his service by systemd-analyze.
 apt:

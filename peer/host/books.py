@@ -348,13 +348,17 @@ class Books:
 
     # -- settling ------------------------------------------------------------------------------
 
-    def vouchers_to_submit(self) -> tuple[Signed[Voucher], ...]:
-        """Return each best voucher of which settlement has not posted all."""
+    def vouchers_to_submit(self, *, looks_back: bool = False) -> tuple[Signed[Voucher], ...]:
+        """Return each best voucher of which settlement has not posted all.
+
+        Args:
+            looks_back: Return those of which it has, too.
+        """
         return tuple(
             best
             for allowance_id, account in self._by_allowance.items()
             if (best := account.customer.best_voucher(allowance_id)) is not None
-            and best.value.cum_micros > account.posted[allowance_id]
+            and (looks_back or best.value.cum_micros > account.posted[allowance_id])
         )
 
     @property

@@ -5,6 +5,7 @@ the allowances that it has; what it is owed waits in the journal.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from random import Random
 
@@ -31,6 +32,7 @@ from peer.settlement_client import (
 _LOG = logging.getLogger(__name__)
 
 SETTLE_S = 600.0
+LOOK_BACK_S = 600.0  # less than the 15 min after which an idle allowance is closed for good
 LOOK_S = 2.0  # how soon a quarter of an allowance, or a new signing key, is noticed
 KNOCK_S = 60.0  # the clock and whether settlement is there
 RETRY_S_MIN = 1.0
@@ -83,6 +85,7 @@ class Settler:
         self._offset_ns: int | None = None  # settlement's clock minus ours, as far as we know
         self._knock_wanted = trio.Event()
         self._first_round = trio.Event()
+        self._looked_back_s = -math.inf
         self.is_reachable = False
         self.last_settled_at_ns = 0
         self._trouble = ""
@@ -151,14 +154,17 @@ class Settler:
             everything: Also batches whose cosignature may still come.
         """
         async with self._lock:
+            looks_back = trio.current_time() >= self._looked_back_s + LOOK_BACK_S
             try:
-                await self._submit_vouchers()
+                await self._submit_vouchers(looks_back=looks_back)
                 await self._submit_batches(everything=everything)
                 await self._submit_closes()
                 await self._show_quotes()
             except (SettlementUnreachableError, SettlementRefusedError, JournalError) as error:
                 self._failed(error)
                 return False
+        if looks_back:
+            self._looked_back_s = trio.current_time()
         self.last_settled_at_ns = self._books.clock()
         self._answered()
         return True
@@ -266,8 +272,14 @@ class Settler:
         _LOG.info("this host belongs to account %s now", enrolled.account_id)
         return True
 
-    async def _submit_vouchers(self) -> None:
-        vouchers = self._books.vouchers_to_submit()
+    async def _submit_vouchers(self, *, looks_back: bool) -> None:
+        """Submit what settlement lacks.
+
+        Args:
+            looks_back: Submit what it had before, too: it counts each once, and one that came back
+                from an old backup can't know what it forgot. The gateway may be gone.
+        """
+        vouchers = self._books.vouchers_to_submit(looks_back=looks_back)
         if not vouchers:
             return
         results = await self._client.vouchers([voucher.envelope for voucher in vouchers])

@@ -21,7 +21,7 @@ from peer.group_commit import run_inline
 from peer.host.books import CUSTOMER_WALLETS_MAX, Account, Books
 from peer.host.config import FakeSpec
 from peer.host.journal import open_journal
-from peer.host.settle import Settler
+from peer.host.settle import LOOK_BACK_S, Settler
 from peer.settlement_client import SettlementClient
 
 IDLE_S = 31 * 60
@@ -267,6 +267,25 @@ async def test_allowance_of_a_host_that_leaves_is_closed_once_all_is_paid_and_po
         close = unseal(CLOSE, envelope, network_id=NETWORK_ID).value
         assert close.final_cum_micros == 100
         assert not books.wants_settling(is_leaving=True)
+
+
+async def test_host_looks_back_at_vouchers_that_settlement_had(autojump_clock, tmp_path) -> None:
+    """One restored from an old backup forgot them, and their gateway may be gone."""
+    async with open_books(tmp_path) as books, open_settler(books) as (settler, settlement):
+        account = take(books, "allowance")
+        voucher = money.voucher(1, 100).envelope
+        assert books.take_voucher(account, voucher, durable=lambda: None, is_awaited=True) is None
+        await books.journal.flush()
+        assert await settler.settle()
+        assert await settler.settle()
+        assert [each.envelope for each in settlement.vouchers] == [voucher]
+        await trio.sleep(LOOK_BACK_S)
+        settlement.is_up = False
+        assert not await settler.settle()
+        settlement.is_up = True
+        assert await settler.settle()
+        assert await settler.settle()
+        assert [each.envelope for each in settlement.vouchers] == [voucher, voucher]
 
 
 async def test_receipts_go_out_once_while_the_disk_takes_no_writes(
