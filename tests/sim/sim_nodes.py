@@ -89,6 +89,17 @@ class Process:
         self._over = trio.Event()
         self._over.set()
         self._told = trio.Event()
+        self._errands: set[trio.CancelScope] = set()
+
+    @contextlib.contextmanager
+    def errand(self) -> Iterator[None]:
+        """End what is done in a life by a task that isn't its own, when it ends."""
+        with trio.CancelScope() as scope:
+            self._errands.add(scope)
+            try:
+                yield
+            finally:
+                self._errands.discard(scope)
 
     async def start(self, nursery: trio.Nursery) -> None:
         """Begin a life; return when it is ready, or dead already."""
@@ -126,7 +137,8 @@ class Process:
         self.is_up = False  # it takes nothing more, though its tasks have yet to end
         self.died()
         self.disk.is_dead = True
-        self._scope.cancel()
+        for scope in (self._scope, *self._errands):
+            scope.cancel()
 
     async def wait_over(self) -> None:
         """Wait until this life is over."""

@@ -325,7 +325,8 @@ class World:
         for _ in range(SUBMISSIONS_COUNT):
             await trio.sleep(1 + rng.random() * 5)
             if gateway.process.is_up:
-                await gateway.process.books.submit()
+                with gateway.process.errand():
+                    await gateway.process.books.submit()
 
     async def _watch_gains(self) -> None:
         """Hold every cheat's gain against its bound all the while."""
