@@ -19,6 +19,9 @@ moves one of these names fails at once and says which.
    limit goes up beyond the time in which a dead connection is noticed and closed anyway.
 11. Who negotiates a protocol, before any proof of who he is, may announce a line of 4 GiB and have
    it gathered. We take lines as long as a protocol's name.
+12. Each Yamux frame costs four system calls and a dozen rounds through trio at its receiver: the
+   length of a Noise message, the message, a header, a lock, an event, and the reader's locks. We
+   read TCP in large pieces, and give the data of a link's stream to its owner at once.
 """
 
 import logging
@@ -26,7 +29,7 @@ import struct
 import types
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from typing import SupportsIndex
+from typing import Any, SupportsIndex, cast
 
 import libp2p.kad_dht.common
 import libp2p.kad_dht.kad_dht
@@ -37,6 +40,7 @@ import libp2p.network.connection.swarm_connection
 import libp2p.network.swarm
 import libp2p.protocol_muxer.multiselect_communicator
 import libp2p.stream_muxer.muxer_multistream
+import libp2p.transport.tcp.tcp
 import trio
 from libp2p.abc import ISecureConn
 from libp2p.custom_types import TProtocol
@@ -46,6 +50,7 @@ from libp2p.io.exceptions import IOException
 from libp2p.io.utils import read_exactly
 from libp2p.network.connection.exceptions import RawConnError
 from libp2p.peer.id import ID
+from libp2p.security.secure_session import SecureSession
 from libp2p.stream_muxer.exceptions import MuxedConnError, MuxedStreamEOF, MuxedStreamReset
 from libp2p.stream_muxer.yamux import yamux
 from libp2p.utils.varint import decode_uvarint_from_stream
@@ -53,6 +58,7 @@ from libp2p.utils.varint import decode_uvarint_from_stream
 from p2p import limits
 from p2p.errors import LocalProtocolError, RemoteProtocolError
 from p2p.net.quota import Quota
+from p2p.net.tcp import BufferedTcpStream
 
 LOG = logging.getLogger(__name__)
 
@@ -190,8 +196,35 @@ class _Buffers(dict[int, bytearray]):
             known.leave()
 
 
+Taker = Callable[[bytes], None]
+"""Gets the data of a stream as it comes; runs in the muxer's task, so it neither waits nor raises.
+"""
+
+
+class _FrameSource:
+    """What the muxer's receiving task reads from: the session, less what went to takers."""
+
+    def __init__(self, session: ISecureConn, next_header: Callable[[], Awaitable[bytes]]) -> None:
+        self._session = session
+        self._next_header = next_header
+        self.is_in_body = False
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - theirs
+        return getattr(self._session, name)
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Return a frame's header, or bytes of its body."""
+        if n != yamux.HEADER_SIZE or self.is_in_body:
+            return await self._session.read(n)
+        return await self._next_header()
+
+
 class NodeYamux(yamux.Yamux):
-    """Yamux whose pings are answered or else, and whose failures stay its own."""
+    """Yamux whose pings are answered or else, and whose failures stay its own.
+
+    Attributes:
+        session: The encrypted connection below.
+    """
 
     def __init__(
         self,
@@ -201,6 +234,10 @@ class NodeYamux(yamux.Yamux):
         on_close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         super().__init__(secured_conn, peer_id, is_initiator=is_initiator, on_close=on_close)
+        self.session = secured_conn
+        self._source = _FrameSource(secured_conn, self._next_header)
+        self.secured_conn = cast(ISecureConn, self._source)
+        self._takers: dict[int, Taker] = {}
         self.stream_buffers = _Buffers()
         self._answers_count = 0
         self._pings = Quota(burst_count=limits.MUXER_PINGS_BURST, per_s=limits.MUXER_PINGS_PER_S)
@@ -214,6 +251,69 @@ class NodeYamux(yamux.Yamux):
         except Exception:
             LOG.debug("the muxer of %s failed", self.peer_id, exc_info=True)
             await self.abort()
+
+    def deliver(self, stream_id: int, take: Taker) -> bool:
+        """Give a stream's data to a taker from now on; return False while older data waits.
+
+        Whoever reads the stream learns of its end only, and of what came with the end.
+        """
+        if self.stream_buffers.get(stream_id):
+            return False
+        self._takers[stream_id] = take
+        return True
+
+    def deliver_no_more(self, stream_id: int) -> None:
+        """Let data wait for a reader again."""
+        self._takers.pop(stream_id, None)
+
+    async def _next_header(self) -> bytes:
+        """Return the next header of a frame that is not just data for a taker."""
+        session = self.session
+        while True:
+            header = await session.read(yamux.HEADER_SIZE)
+            if len(header) < yamux.HEADER_SIZE:
+                return header
+            _, kind, flags, stream_id, length = struct.unpack(yamux.YAMUX_HEADER_FORMAT, header)
+            take = self._takers.get(stream_id)
+            stream = self.streams.get(stream_id)
+            if (
+                take is None
+                or stream is None
+                or kind != yamux.TYPE_DATA
+                or flags
+                or not 0 < length <= stream.recv_window
+                or self.stream_buffers.get(stream_id)
+            ):
+                return header
+            take(await self._body(session, length))
+            self._taken(stream, length)
+
+    async def _body(self, session: ISecureConn, length: int) -> bytes:
+        """Return a frame's body, which nearly always came with its header."""
+        if isinstance(session, SecureSession) and (
+            session.high_watermark - session.low_watermark >= length
+        ):
+            return await session.read(length)
+        return await self._read_data_body(length)
+
+    def _taken(self, stream: yamux.YamuxStream, size: int) -> None:
+        """Open the peer's window again when half of it was taken."""
+        stream.recv_window -= size
+        stream._pending_recv_release += size  # noqa: SLF001 - as in the stock reader
+        if stream._pending_recv_release < WINDOW_UPDATE_BYTES or stream.recv_closed:  # noqa: SLF001
+            return
+        count_bytes, stream._pending_recv_release = stream._pending_recv_release, 0  # noqa: SLF001
+        stream.recv_window += count_bytes
+        self._answer(
+            struct.pack(
+                yamux.YAMUX_HEADER_FORMAT,
+                0,
+                yamux.TYPE_WINDOW_UPDATE,
+                0,
+                stream.stream_id,
+                count_bytes,
+            )
+        )
 
     async def read_stream(self, stream_id: int, n: int = -1) -> bytes:
         """Return bytes of a stream; forget the event that the stock method leaves behind."""
@@ -235,7 +335,11 @@ class NodeYamux(yamux.Yamux):
             LOG.info("%s announces a frame of %d bytes", self.peer_id, length)
             self.is_abused = True
             raise trio.TooSlowError
-        return await super()._read_data_body(length)
+        self._source.is_in_body = True
+        try:
+            return await super()._read_data_body(length)
+        finally:
+            self._source.is_in_body = False
 
     async def ping(self, *, wait_s: float) -> bool:
         """Return whether the peer answered a ping within ``wait_s`` seconds.
@@ -295,6 +399,16 @@ class NodeYamux(yamux.Yamux):
         if kind == yamux.TYPE_PING and not self._pings.take("", trio.current_time()):
             self.is_abused = True
             raise RawConnError("the peer pings without end")
+        self._answer(data)
+
+    def _answer(self, data: bytes) -> None:
+        """Write a frame in a task of its own.
+
+        Raises:
+            RawConnError: If too many wait already.
+        """
+        if self._nursery is None:
+            return
         if self._answers_count >= ANSWERS_MAX:
             raise RawConnError("the peer asks faster than it reads")
         self._answers_count += 1
@@ -332,6 +446,7 @@ CURES: tuple[tuple[object, str, object], ...] = (
     ),
     (yamux.YamuxStream, "_auto_tune_and_send_window_update", _send_window_update_when_due),
     (libp2p.stream_muxer.muxer_multistream, "Yamux", NodeYamux),
+    (libp2p.transport.tcp.tcp, "TrioTCPStream", BufferedTcpStream),
     (
         libp2p.network.connection.swarm_connection,
         "logging",

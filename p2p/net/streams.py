@@ -15,9 +15,11 @@ from typing import Final
 import trio
 from libp2p.abc import INetStream
 from libp2p.network.stream.exceptions import StreamClosed, StreamEOF, StreamError, StreamReset
+from libp2p.stream_muxer.yamux.yamux import YamuxStream
 
 from p2p import limits
 from p2p.errors import RemoteProtocolError
+from p2p.net.lane import lane_of
 from p2p.net.patches import IO_ERRORS, NodeYamux
 from p2p.overlay import LinkOwner
 from p2p.types import PeerId
@@ -119,6 +121,8 @@ class StreamLink:
         self._leaving = trio.Event()  # closing, or ended
         self._reason = "the node was stopped"
         self._last_write = float("-inf")
+        self._lane = lane_of(stream) or stream
+        self._broke_protocol = False
 
     @property
     def remote(self) -> PeerId:
@@ -155,10 +159,11 @@ class StreamLink:
         self._owner = owner
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._read, owner)
+                nursery.start_soon(self._read)
                 nursery.start_soon(self._write, owner)
                 nursery.start_soon(self._reap)
         finally:
+            self._take_no_more()
             self._end(self._reason)
             self._tell_lost()
 
@@ -186,25 +191,41 @@ class StreamLink:
         if self._nap is not None:
             self._nap.cancel()
 
-    async def _read(self, owner: LinkOwner) -> None:
+    async def _read(self) -> None:
         try:
             while not self._ended.is_set():
+                self._take_at_once()
                 data = await self._stream.read(READ_BYTES)
-                if self._ended.is_set():
-                    return
                 if not data:
                     raise StreamEOF
-                owner.data_received(data)
+                self._receive(data)
         except StreamEOF:
             self._end(self._reason if self._is_closing else "closed by the peer")
         except STREAM_ERRORS as error:
             self._end(self._reason if self._is_closing else f"the connection ended: {_name(error)}")
+
+    def _take_at_once(self) -> None:
+        """Have the muxer give us what comes, so that a read waits for the end alone."""
+        muxer, stream = self._stream.muxed_conn, getattr(self._stream, "muxed_stream", None)
+        if isinstance(muxer, NodeYamux) and isinstance(stream, YamuxStream):
+            muxer.deliver(stream.stream_id, self._receive)
+
+    def _take_no_more(self) -> None:
+        muxer, stream = self._stream.muxed_conn, getattr(self._stream, "muxed_stream", None)
+        if isinstance(muxer, NodeYamux) and isinstance(stream, YamuxStream):
+            muxer.deliver_no_more(stream.stream_id)
+
+    def _receive(self, data: bytes) -> None:
+        """Give bytes to the owner. Never raises: the muxer's task must not end by it."""
+        owner = self._owner
+        if owner is None or self._ended.is_set():
+            return
+        try:
+            owner.data_received(data)
         except RemoteProtocolError as error:
             LOG.info("resetting the link to %s: %s", self._remote, error)
+            self._broke_protocol = True
             self._end(f"the peer broke the protocol: {error}")
-            muxed = self._stream.muxed_conn
-            if isinstance(muxed, NodeYamux):
-                await muxed.note_fault("breaks the protocol", limits.BROKEN_LINKS_MAX)
         except Exception:  # task boundary: an owner's bug ends its link, not the node
             LOG.exception("the owner of the link to %s failed", self._remote)
             self._end("internal error")
@@ -214,7 +235,7 @@ class StreamLink:
             while await self._wait_output():
                 data = owner.data_to_send()
                 if data:
-                    await self._stream.write(data)
+                    await self._lane.write(data)
                     self._last_write = trio.current_time()
             if not self._ended.is_set():
                 await self._stream.close()
@@ -245,6 +266,9 @@ class StreamLink:
             await self._ended.wait()
         self._end(self._reason)
         self._tell_lost()
+        muxer = self._stream.muxed_conn
+        if self._broke_protocol and isinstance(muxer, NodeYamux):
+            await muxer.note_fault("breaks the protocol", limits.BROKEN_LINKS_MAX)
         await end_stream(self._stream, graceful=False)
 
 

@@ -15,7 +15,8 @@ per choice). How the gateway uses it:
     check_batch                    with each signed batch; sign and send the cosignature
     next_voucher                   after each turn until None: journal (fsync) what it returns, then
                                    sign and send it. ``idle=True`` when nothing came for
-                                   ``VOUCHER_IDLE_NS`` or nothing is open; at least that often while
+                                   ``VOUCHER_IDLE_NS``, or as soon as nothing is open
+                                   if ``is_stranger``; at least that often while
                                    ``unpaid_micros`` > 0
     distrusted                     when the host says UNPAID: it counts from the first increment
     wanted_micros                  after each turn; not 0: have settlement raise the allowance, then
@@ -142,6 +143,11 @@ class HostAccount:
     def allowance_ids(self) -> tuple[AllowanceId, ...]:
         """Return the ids of all allowances held."""
         return tuple(key for key, purse in self._purses.items() if purse.allowance)
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether the host has yet to be paid its first increment on this link."""
+        return self._increments.is_first
 
     def has_open(self, allowance_id: AllowanceId) -> bool:
         """Return whether requests run under an allowance."""

@@ -81,6 +81,7 @@ class Conversation:
         if state.is_kept:
             self._acknowledge()
         state.urgent = False
+        state.patient_count = 0
         data = state.writer.take()
         state.sent.add(data)
         if state.replay:
@@ -100,6 +101,19 @@ class Conversation:
             or state.pong_nonce is not None
             or state.ack_due
             or bool(state.replay)
+        )
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether all that waits is an accept, started, receipts, or what precedes the first token.
+
+        Nobody waits for these: a write that would carry nothing else may wait for company.
+        """
+        state = self._state
+        return (
+            state.patient_count == state.writer.waiting_count
+            and not (state.urgent or state.ack_due or state.replay)
+            and state.pong_nonce is None
         )
 
     @property

@@ -105,6 +105,11 @@ class FrameWriter:
     def __bool__(self) -> bool:
         return self._size > 0 or bool(self._full)
 
+    @property
+    def waiting_count(self) -> int:
+        """How many frames wait, if they fit into one batch; at least so many else."""
+        return len(self._batch.frames) + len(self._full)
+
     def add(self, channel: int, payload_bytes: int) -> Frame:
         """Return a fresh frame at the end of the queue, for the caller to fill in.
 

@@ -170,6 +170,7 @@ class Session(Conversation):
             frame.accept.slots_free = slots_free
             frame.accept.queued_before = queued_before
             frame.accept.SetInParent()
+            self._state.patient_count += 1
 
     def due(self, channel: int, *, prompt_tokens: int, micros: int) -> None:
         """Ask for a voucher before the prompt is computed."""
@@ -190,6 +191,7 @@ class Session(Conversation):
         if frame is not None:
             frame.started.prompt_tokens = prompt_tokens
             frame.started.SetInParent()
+            self._state.patient_count += 1
 
     def window_bytes(self, channel: int) -> int:
         """Return how many bytes of chunk data may be sent now.
@@ -218,6 +220,8 @@ class Session(Conversation):
             return
         request.chunk_sent(channel, len(data), completion_tokens)
         state.writer.add_chunk(channel, data, completion_tokens)
+        if not completion_tokens:
+            state.patient_count += 1
 
     def end(self, channel: int, receipt: bytes) -> None:
         """End a request that had started, with its receipt's bytes."""
@@ -247,6 +251,7 @@ class Session(Conversation):
         _refuse(fields.envelope_fault("receipts", envelope, bytes_max=most))
         if self._ready(Role.HOST):
             self._state.writer.add(0, len(envelope)).receipts.envelope = envelope
+            self._state.patient_count += 1
 
     def send_close(self, envelope: bytes) -> None:
         """Send the signed close of an allowance."""

@@ -16,6 +16,7 @@ class SessionState:
     Attributes:
         allowed: What the peer may send, on channel 0 and on a request's.
         last_channel: The highest channel opened so far; the next one is one higher.
+        patient_count: How many frames wait that nobody is waiting for.
         open_gateway: A gateway's open requests.
         open_host: A host's open requests.
         pong_nonce: The ping that waits to be answered; only the newest of several.
@@ -50,6 +51,7 @@ class SessionState:
         "network_id",
         "open_gateway",
         "open_host",
+        "patient_count",
         "ping_nonce",
         "ping_queued_ns",
         "pong_nonce",
@@ -78,6 +80,7 @@ class SessionState:
         self.open_gateway: dict[int, GatewayChannel] = {}
         self.open_host: dict[int, HostChannel] = {}
         self.ping_nonce = self.pong_seen = 0
+        self.patient_count = 0
         self.ping_queued_ns = now_ns
         self.round_trip_ns = 0
         self.pong_nonce: int | None = None

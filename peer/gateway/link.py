@@ -231,7 +231,7 @@ class HostLink:
             if due_ns is not None and due_ns <= now_ns:
                 for event in self._session.handle_timer(now_ns):
                     self._handlers[type(event)](event)
-            if now_ns - self.heard_ns >= limits.VOUCHER_IDLE_NS:
+            if not self._channels or now_ns - self.heard_ns >= limits.VOUCHER_IDLE_NS:
                 self._settle_up(idle=True)
             self._renew_quotes(now_ns)
             self._give_up_unended(now_ns)
@@ -274,7 +274,10 @@ class HostLink:
             handlers = self._handlers
             for event in self._session.receive_data(data, self.heard_ns):
                 handlers[type(event)](event)
-            self._settle_up(idle=not self._channels)
+            # Who asks one question after the other would pay each apart, and each waits for a disk
+            # on either side; a host that does not know us yet is paid at once.
+            account = self._purse.account
+            self._settle_up(idle=not self._channels and account.is_stranger)
             self._wake()
         self._is_torn = False
 

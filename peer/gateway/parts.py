@@ -18,7 +18,7 @@ from peer.gateway.scout import Scout
 from peer.gateway.wallet import Wallet
 
 TICK_S_MIN = 0.005
-TICK_S = 0.1  # a voucher for a small rest waits a quarter of a second at most
+TICK_S = 0.1  # a voucher for the rest waits so long, in mid-answer a quarter of a second at most
 SCOUT_EVERY_S = 1.0
 
 

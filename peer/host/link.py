@@ -28,6 +28,7 @@ from peer.host.request import Phase, ServedRequest
 from peer.http.loop import Timer
 
 _LOG = logging.getLogger(__name__)
+_PATIENCE_S = limits.PUMP_WAIT_NS / limits.SECOND_NS
 _WINDOW_ABORT_S = limits.UNPAID_ABORT_NS / limits.SECOND_NS
 _WINDOW_ABORT_STRANGER_S = limits.STRANGER_UNPAID_ABORT_NS / limits.SECOND_NS
 _BATCH_WAIT_S = limits.RECEIPT_BATCH_WAIT_NS / limits.SECOND_NS
@@ -68,6 +69,7 @@ class HostLink:
         self._batch_timer: Timer | None = None
         self._liveness_timer: Timer | None = None
         self._is_flushing = False
+        self._patience: Timer | None = None
         self._arm_liveness()
 
     # -- the link (as LinkOwner, for the arrival that brought it) --------------------------------
@@ -163,7 +165,8 @@ class HostLink:
             for request in list(self.requests.values()):
                 request.cancel(FinishReason.DISCONNECTED)
             self.finish_receipts()
-            for timer in (self._unpaid_timer, self._liveness_timer, self._cut_timer):
+            timers = (self._unpaid_timer, self._liveness_timer, self._cut_timer, self._patience)
+            for timer in timers:
                 if timer is not None:
                     timer.cancel()
             if self.account is not None:
@@ -179,6 +182,19 @@ class HostLink:
 
     def _flush(self) -> None:
         self._is_flushing = False
+        if self.is_lost or not self.session.has_output:
+            return
+        if not self.session.may_wait:
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
+            self.link.wake(urgent=self.session.urgent)
+        elif self._patience is None:
+            # An engine that answers soon has its first token in the write that says "started".
+            self._patience = self._server.loop.call_later(_PATIENCE_S, self._wait_no_more)
+
+    def _wait_no_more(self) -> None:
+        self._patience = None
         if not self.is_lost and self.session.has_output:
             self.link.wake(urgent=self.session.urgent)
 

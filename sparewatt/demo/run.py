@@ -26,6 +26,7 @@ FOUND_SECONDS_MAX = 60.0
 PROOF_SECONDS_MAX = 20.0
 LEDGER_SECONDS_MAX = 20.0
 POLL_SECONDS = 0.1
+AT_REST_SECONDS = 0.3  # longer than a gateway takes to pay for what has ended
 
 ValueT = TypeVar("ValueT")
 
@@ -164,12 +165,18 @@ class Demo:
         return _poll(look, PROOF_SECONDS_MAX, "the signed receipt did not come")
 
     def _balances_at_rest(self) -> dict[str, int]:
-        """Return the ledger once all that was paid before is posted."""
+        """Return the ledger once all that was paid before is posted, and nothing more comes.
+
+        A gateway pays for what ended within a few hundred milliseconds, not at once.
+        """
+        seen: list[dict[str, int]] = []
 
         def look() -> dict[str, int] | None:
             self.settle()
-            earlier = read_balances(self.settlement)
-            return earlier if self._unsettled_micros() == 0 else None
+            seen.append(read_balances(self.settlement))
+            is_at_rest = self._unsettled_micros() == 0 and seen[-2:] == [seen[-1]] * 2
+            time.sleep(AT_REST_SECONDS)
+            return seen[-1] if is_at_rest else None
 
         return _poll(look, LEDGER_SECONDS_MAX, "the hosts did not settle")
 

@@ -9,9 +9,10 @@ from collections import deque
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
-from session_kit import FAILURE, Pair, request
+from session_kit import FAILURE, Pair, frames_of, request, wire
 
 from p2p import limits
+from p2p.proto import session_pb2 as pb
 from p2p.session import events
 
 PIECE = st.sampled_from([1, 2, 7, 100, 5_000, 100_000, 2**30])
@@ -231,3 +232,35 @@ class JoinedSessions(RuleBasedStateMachine):
 
 TestJoinedSessions = JoinedSessions.TestCase
 TestJoinedSessions.settings = settings(deadline=None)
+
+
+# -- what may wait for company -------------------------------------------------------------------
+
+
+def test_session_started_receipts_and_what_precedes_the_first_token_may_wait() -> None:
+    pair = Pair()
+    channel = pair.gateway.open_request(request())
+    pair.to_host()
+    host = pair.host
+    host.accept(channel, slots_free=1, queued_before=0)
+    host.started(channel, prompt_tokens=3)
+    host.send_chunk(channel, b"data: role\n\n", 0)
+    host.send_receipts(b"batch")
+    assert host.may_wait
+    assert len(frames_of(host.data_to_send(0))) == 4
+
+
+def test_session_first_token_and_all_that_somebody_waits_for_may_not_wait() -> None:
+    pair = Pair()
+    channel = pair.gateway.open_request(request())
+    pair.to_host()
+    host = pair.host
+    host.started(channel, prompt_tokens=3)
+    host.send_chunk(channel, b"data: token\n\n", 1)
+    assert not host.may_wait
+    host.data_to_send(0)
+    host.end(channel, b"receipt")
+    assert not host.may_wait
+    host.data_to_send(0)
+    host.receive_data(wire(pb.Frame(ping=pb.Ping(nonce=1))), 0)
+    assert not host.may_wait
