@@ -130,6 +130,9 @@ class HostPort(Protocol):
     def heard_ns(self) -> int:
         """Monotonic; when the host was heard last, or a little later."""
 
+    def refused_as_newcomer(self) -> bool:
+        """Take that the host was busy; return whether only because it does not know us yet."""
+
     def open(
         self,
         request: OutgoingRequest,

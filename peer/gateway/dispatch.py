@@ -112,8 +112,17 @@ class Dispatcher:
             if now_ns >= running.wait_until_ns:
                 del self._waiting[running]
                 running.advance()
+        self._let_newcomers_in()
         for attempt in list(self._attempts):
             self._check_silence(attempt, now_ns)
+
+    def _let_newcomers_in(self) -> None:
+        """Let those try again who wait for hosts to know us, until the first that has to wait."""
+        for running in [each for each in self._waiting if each.is_newcomer]:
+            del self._waiting[running]
+            running.advance()
+            if running in self._waiting:
+                return
 
     def _check_silence(self, attempt: Attempt, now_ns: int) -> None:
         if not attempt.live:
@@ -151,6 +160,7 @@ class Running:
 
     Attributes:
         wait_until_ns: Monotonic; when waiting ends.
+        is_newcomer: Whether a host may have room for it only when it knows us.
     """
 
     def __init__(self, dispatcher: Dispatcher, call: Call, sink: ResponseSink) -> None:
@@ -164,6 +174,7 @@ class Running:
         self._cancelled = False
         self._over = False
         self._kept_alive_ns = 0
+        self.is_newcomer = False
         self.wait_until_ns = call.arrived_ns + WAIT_NS_MAX
 
     # -- Ticket ----------------------------------------------------------------------------------
@@ -210,7 +221,16 @@ class Running:
             for model, each in zip(self._call.request.models, decisions, strict=True)
             if not each.excluded and not each.ranked
         ]
-        may_come = bool(pending) or any(searching) or dispatcher.table.is_learning
+        self.is_newcomer = any(
+            (host := dispatcher.table.get(each.candidate.peer_id)) is not None
+            and host.link is not None
+            and host.link.is_full_for_us
+            for decision in decisions
+            for each in decision.ranked
+        )
+        may_come = (
+            bool(pending) or any(searching) or self.is_newcomer or dispatcher.table.is_learning
+        )
         if may_come and dispatcher.now() < self.wait_until_ns and dispatcher.wait(self):
             return
         self.give_up(self._no_host_error(decisions[0]))
@@ -257,7 +277,7 @@ class Running:
         """Send the request to a host; False if its link can't take it."""
         candidate = ranked.candidate
         host = self._dispatcher.table.get(candidate.peer_id)
-        if host is None or host.link is None or candidate.quote is None:
+        if host is None or host.link is None or candidate.quote is None or host.link.is_full_for_us:
             return False
         tokens_max = _output_tokens(self._call, candidate.offer)
         request = self._outgoing(ranked, tokens_max)
@@ -344,6 +364,11 @@ class Running:
 
     def broken(self, attempt: Attempt, error: ErrorInfo) -> None:
         """A host will not complete the answer: the next one, or an honest error."""
+        is_patient = self._dispatcher.now() < self.wait_until_ns and not attempt.quote.is_free
+        if error.code is ErrorCode.BUSY and is_patient and attempt.port.refused_as_newcomer():
+            self._attempt = None
+            self.advance()
+            return
         self._blame(attempt, error)
         self._failures.append(Failure(attempt.route.host, error))
         if attempt.prompt_started:

@@ -37,6 +37,7 @@ from peer.gateway.calls import ChannelOwner, Ended
 from peer.gateway.link_context import LinkContext
 from peer.gateway.link_quotes import Quotes
 from peer.gateway.link_receipts import Unbatched, other_content
+from peer.gateway.newcomer import Newcomer
 from peer.gateway.wallet import Purse
 
 LOG = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class HostLink:
         self._channels: dict[int, _Channel] = {}
         self._cancelled_ns: dict[int, int] = {}
         self._unbatched = Unbatched()
+        self._newcomer = Newcomer()
         self._opened_ns = context.now()
         self.heard_ns = self._opened_ns
         self._over = False
@@ -152,6 +154,15 @@ class HostLink:
         takes_requests, is_suspected = self._session.outlook
         is_usable = takes_requests and self.cut_ns is None and not self._over
         return quote, is_usable, is_suspected
+
+    @property
+    def is_full_for_us(self) -> bool:
+        """Whether the host would refuse one more request, as it does not know us yet."""
+        return self._newcomer.is_full(len(self._channels), self._context.now())
+
+    def refused_as_newcomer(self) -> bool:
+        """Take that the host was busy; return whether only because it does not know us yet."""
+        return self._newcomer.refused(len(self._channels), self._context.now())
 
     def quote(self, model: str) -> Quote | None:
         """Return the live quote for a model, or None."""
@@ -559,6 +570,8 @@ class HostLink:
         if not self._over:
             self._session.send_voucher(envelope)
             self._wake(urgent=True)
+            if not self._purse.account.is_stranger:
+                self._newcomer.paid(self._context.now())
 
     def _send_cosign(self, envelope: bytes) -> None:
         if not self._over:

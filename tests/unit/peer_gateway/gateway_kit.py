@@ -18,7 +18,7 @@ from p2p import limits
 from p2p.errors import ErrorCode
 from p2p.overlay import RECORD_PROTOCOL, SESSION_PROTOCOL, Link
 from p2p.receipts.chain import ReceiptChain, encode_receipt
-from p2p.receipts.cost import Usage, cost_micros
+from p2p.receipts.cost import Usage, cost_micros, increment_micros
 from p2p.receipts.messages import (
     ALLOWANCE,
     COSIGNATURE,
@@ -199,6 +199,7 @@ class Script:
         hangs: Starts and says nothing more.
         ignores_cancel: A request that was given up goes on.
         quote_factor: The quote's price, as a multiple of the record's.
+        newcomer_slots: So many at a time until the first increment is paid; more are refused.
         receipt_change: Changes the receipt before it is sent.
     """
 
@@ -214,6 +215,7 @@ class Script:
     ignores_cancel: bool = False
     quote_factor: int = 1
     slots: int = 4
+    newcomer_slots: int | None = None
     refuses_allowances: bool = False
     receipt_change: Callable[[Receipt], Receipt] = lambda receipt: receipt
 
@@ -360,8 +362,9 @@ class _HostEnd:
 
     async def serve(self, channel: int, request: OutgoingRequest) -> None:
         script = self.host.script
-        if script.fail is not None:
-            self.session.fail(channel, script.fail)
+        fault = script.fail or self.fault_of_newcomer(request)
+        if fault is not None:
+            self.session.fail(channel, fault)
             return self.wake()
         prompt_tokens = len(request.body) // 4
         self.session.accept(channel, slots_free=script.slots - 1, queued_before=0)
@@ -374,6 +377,13 @@ class _HostEnd:
         del self.scopes[channel]
         if self.link is not None and not answer.lost:
             self.end(channel, request, answer, prompt_tokens)
+
+    def fault_of_newcomer(self, request: OutgoingRequest) -> ErrorInfo | None:
+        most = self.host.script.newcomer_slots
+        first = increment_micros(self.quotes[request.quote_id], limits.INCREMENT_TOKENS_MIN)
+        if most is None or len(self.scopes) < most or self.host.cum_micros >= first:
+            return None
+        return ErrorInfo(code=ErrorCode.BUSY, message="who are you?", retry_after_ms=100)
 
     async def write_answer(self, channel: int, answer: "_Answer", words: Sequence[str]) -> None:
         script = self.host.script

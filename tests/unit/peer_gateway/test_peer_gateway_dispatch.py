@@ -19,6 +19,7 @@ from trio.testing import MockClock
 from p2p.errors import ErrorCode
 from p2p.receipts.chain import decode_receipt
 from p2p.session.events import ErrorInfo
+from peer.gateway.dispatch import WAIT_NS_MAX
 from peer.gateway.routing import Policy
 
 BUSY = ErrorInfo(code=ErrorCode.BUSY, message="full", retry_after_ms=2_500)
@@ -182,6 +183,36 @@ async def test_dispatch_all_busy_answers_503_with_the_shortest_wait(
         assert client.error is not None
         assert (client.error.status, client.error.code) == (503, "overloaded")
         assert client.error.headers()["retry-after"] == "3"
+
+
+async def test_dispatch_burst_at_a_host_that_does_not_know_us_waits_and_is_answered(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(tmp_path) as world:
+        host = await world.add_host("a", Script(newcomer_slots=2, words=WORDS * 4))
+        await world.wait_ready(host)
+        clients = [world.ask(chat(stream=True)) for _ in range(40)]
+        for client in clients:
+            await client.wait()
+        assert [client.error for client in clients] == [None] * 40
+        # Refused once each, and then no more than one at a time tries again.
+        assert len(host.requests) < 3 * len(clients)
+
+
+async def test_dispatch_burst_at_a_host_that_never_knows_us_fails_in_the_end(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(tmp_path) as world:
+        host = await world.add_host("a", Script(newcomer_slots=1, wait_s=30.0))
+        await world.wait_ready(host)
+        began_s = trio.current_time()
+        first, second = world.ask(chat(stream=True)), world.ask(chat(stream=True))
+        await second.wait()
+        assert second.error is not None
+        assert (second.error.status, second.error.code) == (503, "overloaded")
+        assert trio.current_time() - began_s < WAIT_NS_MAX / 1e9 + 0.5
+        await first.wait()
+        assert first.error is None
 
 
 async def test_dispatch_fault_of_the_client_is_not_tried_elsewhere(
