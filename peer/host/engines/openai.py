@@ -41,7 +41,7 @@ _COUNT_PROBE = b'{"model":"","messages":[{"role":"user","content":"a"}]}'
 _COUNT_PATHS = ("/chat/completions/input_tokens",)  # below the base: llama.cpp's
 _COUNT_ROOT_PATHS = ("/tokenize", "/chat_tokenize")  # vLLM's, TGI's
 _METRICS = (VLLM_METRICS, LLAMACPP_METRICS, TGI_METRICS)
-_HTTP_TROUBLES = (httpx.HTTPError, UnicodeDecodeError, OSError)
+_HTTP_TROUBLES = (httpx.HTTPError, UnicodeDecodeError, OSError, trio.TooSlowError)
 
 
 class OpenAiEngine:
@@ -141,14 +141,13 @@ class OpenAiEngine:
         """Return what the server serves; TGI before version 3 says it at ``/info`` only.
 
         Raises:
-            httpx.HTTPError: When it does not answer, or with an error.
+            httpx.HTTPError: When it does not answer, or with an error, or too long a body.
+            trio.TooSlowError: When its answer does not end.
         """
         if isinstance(self._spec, TgiSpec):
             info = parse_tgi_info(await _get(http, f"{self._origin}/info"))
             return (ListedModel(info.model_id, "tgi", info.context_tokens),) if info else ()
-        response = await http.get(url)
-        response.raise_for_status()
-        return parse_models(response.content)
+        return parse_models(await _ask(http, url))
 
     async def _ask_about(self, http: httpx.AsyncClient) -> None:
         """Learn version and context, of those servers that say them somewhere of their own."""
@@ -171,14 +170,10 @@ class OpenAiEngine:
         """Return where the server counts prompt tokens, or an empty text."""
         for path in (*(f"{self._base_path}{each}" for each in _COUNT_PATHS), *_COUNT_ROOT_PATHS):
             try:
-                response = await http.post(
-                    f"{self._origin}{path}",
-                    content=_COUNT_PROBE,
-                    headers={"content-type": "application/json"},
-                )
-            except httpx.HTTPError:
+                counted = await _ask(http, f"{self._origin}{path}", _COUNT_PROBE)
+            except _HTTP_TROUBLES:
                 continue
-            if response.status_code == HTTPStatus.OK and parse_count(response.content):
+            if parse_count(counted):
                 return path
         return ""
 
@@ -223,11 +218,54 @@ def _table_of(spec: OpenAiSpec) -> str:
 async def _get(http: httpx.AsyncClient, url: str) -> bytes:
     """Return what a server has at an address, or nothing."""
     try:
-        response = await http.get(url)
+        return await _ask(http, url)
     except _HTTP_TROUBLES:
         return b""
-    is_fine = response.status_code == HTTPStatus.OK and len(response.content) <= BODY_BYTES_MAX
-    return response.content if is_fine else b""
+
+
+async def _ask(http: httpx.AsyncClient, url: str, content: bytes | None = None) -> bytes:
+    """Return the body of an answer; a server that sends without end costs a buffer and 5 s.
+
+    Args:
+        http: Whose own timeout is between two pieces, so it bounds no answer.
+        url: What to ask.
+        content: JSON to post; None to get.
+
+    Raises:
+        httpx.HTTPError: When there is no answer, it is not 200, or longer than the bound.
+        trio.TooSlowError: When it does not end in time.
+    """
+    headers = {"accept-encoding": "identity"}  # nothing that grows when it is unpacked
+    if content is not None:
+        headers["content-type"] = "application/json"
+    request = http.build_request(
+        "GET" if content is None else "POST", url, content=content, headers=headers
+    )
+    with trio.fail_after(CHECK_TIMEOUT_S):
+        response = await http.send(request, stream=True)
+        try:
+            if response.status_code != HTTPStatus.OK:
+                raise httpx.DecodingError(f"status {response.status_code}")
+            return await _read(response)
+        finally:
+            await response.aclose()
+
+
+async def _read(response: httpx.Response) -> bytes:
+    """Return a body, within its bound.
+
+    A loop that is left early would leave httpx's inner generators to the garbage collector, of
+    which trio complains; a cancel ends them all.
+    """
+    data = bytearray()
+    with trio.CancelScope() as scope:
+        async for part in response.aiter_raw():
+            data += part
+            if len(data) > BODY_BYTES_MAX:
+                scope.cancel()
+    if len(data) > BODY_BYTES_MAX:
+        raise httpx.DecodingError(f"a body of more than {BODY_BYTES_MAX} bytes")
+    return bytes(data)
 
 
 def _choose_models(

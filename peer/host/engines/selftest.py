@@ -174,10 +174,12 @@ class Examiner:
     async def _run(self, prepared: PreparedRequest, limit_s: float) -> _Sink:
         sink = _Sink()
         call = self._engine.start(prepared.body, sink)
-        with trio.move_on_after(limit_s):
-            await sink.over.wait()
-        if sink.garbage or not sink.over.is_set():
-            call.abort()
+        try:
+            with trio.move_on_after(limit_s):
+                await sink.over.wait()
+        finally:  # also when the time of all trials is over: nothing may go on computing for nobody
+            if sink.garbage or not sink.over.is_set():
+                call.abort()
         if not sink.over.is_set():
             raise _TrialFailedError(f"no answer within {limit_s:g} s")
         return sink

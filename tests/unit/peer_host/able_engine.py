@@ -45,6 +45,7 @@ class AbleEngine:
         dies_of: What makes it crash; it comes back after a second.
         hangs_at: What makes it fall silent for ever.
         log: The fields of every request.
+        calls: Every request itself.
     """
 
     parameter_table: str = "vllm"
@@ -62,6 +63,7 @@ class AbleEngine:
     dies_of: set[Ability] = field(default_factory=set)
     hangs_at: set[Ability] = field(default_factory=set)
     log: list[dict] = field(default_factory=list)
+    calls: list["_Call"] = field(default_factory=list)
     _fresh: deque = field(default_factory=deque)
     _wake: trio.Event = field(default_factory=trio.Event)
     _changed: Callable[[], None] = lambda: None
@@ -81,6 +83,7 @@ class AbleEngine:
     def start(self, body: bytes, sink: EngineSink) -> EngineCall:
         call = _Call(sink)
         self.log.append(json.loads(body))
+        self.calls.append(call)
         self._fresh.append((self.log[-1], call))
         self._wake.set()
         return call
@@ -192,9 +195,12 @@ def abilities_of(fields: dict) -> set[Ability]:
 class _Call:
     def __init__(self, sink: EngineSink) -> None:
         self._sink: EngineSink | None = sink
+        self.is_aborted = False
+        self.is_over = False
 
     def abort(self) -> None:
         self._sink = None
+        self.is_aborted = True
 
     def pause(self) -> None:
         pass
@@ -207,10 +213,12 @@ class _Call:
             self._sink.received(data)
 
     def end(self) -> None:
+        self.is_over = True
         if self._sink is not None:
             self._sink.ended()
 
     def fail(self, failure: EngineFailure) -> None:
+        self.is_over = True
         if self._sink is not None:
             self._sink.failed(failure)
 

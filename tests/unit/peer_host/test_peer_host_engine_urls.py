@@ -1,7 +1,8 @@
 """Servers that already run, by kind: TGI and vLLM from files of what they say, and others."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from engine_kit import Sink, count, request_body, wait_state
 
 from p2p.types import ModelId
 from peer.host.config import EngineTimeouts, OpenAiSpec, TgiSpec, VllmUrlSpec
+from peer.host.engines import openai
 from peer.host.engines.api import EngineLoad, EngineState
 from peer.host.engines.openai import OpenAiEngine
 from peer.http.exchange import Exchange
@@ -133,6 +135,45 @@ async def test_llama_server_at_a_url_says_its_context_at_its_props() -> None:
         (model,) = engine.models
         assert (model.engine, model.engine_version) == ("llama.cpp", "b11549")
         assert model.context_tokens == 512
+
+
+async def serve_without_end(stream: trio.SocketStream) -> None:
+    """Answer whatever is asked with a body that never ends, as fast as it is taken."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await stream.receive_some(4096)
+        await stream.send_all(head)
+        while True:
+            await stream.send_all(b"[" * 65536)
+
+
+async def drip_without_end(stream: trio.SocketStream) -> None:
+    """Answer with a body of a byte now and then, so that no piece is ever late."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await stream.receive_some(4096)
+        await stream.send_all(head)
+        while True:
+            await stream.send_all(b" ")
+            await trio.sleep(0.05)
+
+
+@pytest.mark.parametrize("serve", [serve_without_end, drip_without_end])
+async def test_body_without_end_is_given_up(serve, monkeypatch) -> None:
+    monkeypatch.setattr(openai, "CHECK_TIMEOUT_S", 1.0 if serve is drip_without_end else 50.0)
+    loop = Loop()
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            listen = partial(trio.serve_tcp, serve, 0, host="127.0.0.1")
+            (listener,) = await nursery.start(listen)
+            port = listener.socket.getsockname()[1]
+            spec = OpenAiSpec(url=f"http://127.0.0.1:{port}")
+            engine = OpenAiEngine(spec, loop, timeouts=EngineTimeouts())
+            nursery.start_soon(loop.run)
+            nursery.start_soon(engine.run)
+            await wait_state(engine, EngineState.FAILED)
+            assert "gave no list of models" in engine.detail
+            nursery.cancel_scope.cancel()
 
 
 async def test_server_that_says_nothing_more_is_served_at_the_owners_word() -> None:

@@ -135,6 +135,15 @@ async def test_all_trials_together_end_in_bounded_time(autojump_clock) -> None:
     assert tested.models[0].features == (Feature.STREAM, Feature.USAGE)
 
 
+async def test_request_of_a_trial_that_ran_out_of_time_is_taken_back(autojump_clock) -> None:
+    engine = AbleEngine(hangs_at=set(BEYOND))
+    async with trying(engine) as tested:
+        await wait_engine(tested, lambda: bool(tested.self_tests))
+        left = [call for call in engine.calls if not call.is_over]
+        assert len(left) >= TEST_S_MAX // TRIAL_S_MAX  # the last one is cut off by the whole time
+        assert all(call.is_aborted for call in left)
+
+
 async def test_owner_who_mends_an_engine_gets_it_announced(autojump_clock) -> None:
     engine = AbleEngine(ignores={Ability.USAGE})
     async with trying(engine) as tested:
