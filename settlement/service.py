@@ -9,6 +9,7 @@ import contextlib
 import enum
 import logging
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from p2p.hardware.verdict import Speeds, read_cards
 from p2p.puzzle import SEED_BYTES, PuzzleError, check_answer
 from p2p.receipts.messages import ENROLMENT, REQUEST_PROOF, Enrolment, RequestProof
 from p2p.signing import Signed, unseal
-from p2p.types import NetworkId, sha256
+from p2p.types import NetworkId, PeerId, sha256
 from settlement import hardware_operations as hardware
 from settlement import operations, queries
 from settlement.hardware_operations import ChallengeRefusal, GpuTaken, HardwareView, Wish
@@ -44,6 +45,7 @@ from settlement.pricing import ModelIndex
 from settlement.queries import EarningsView
 from settlement.receipt_operations import ReceiptResult, submit_receipts
 from settlement.reconcile import LedgerCheck
+from settlement.shared_check import SharedCheck
 from settlement.store import Account, Code, Machine, Reading, Store, Writing
 from settlement.submissions import (
     ReceiptTexts,
@@ -57,6 +59,7 @@ from settlement.worker import OverloadedError, Writer, open_writer
 SWEEP_WAIT_S = 30
 SIGNATURES_WAITING_MAX = 20_000  # two seconds of one core; clients wait ten for their answer
 INDEX_TTL_NS = limits.MINUTE_NS  # it reads a day's use
+SIGNATURES_OF_ONE_NODE_MAX = SIGNATURES_WAITING_MAX // 2  # the others must get their turn
 CODE_TTL_NS = limits.DAY_NS
 TOKEN_BYTES_MAX = 256
 
@@ -121,10 +124,12 @@ class Service:
         self._writer = writer
         self._verifiers = verifiers
         self._signatures_waiting = 0
+        self._signatures_of: Counter[PeerId] = Counter()
         self._cards = read_cards((files(models) / "gpus.toml").read_text("utf-8"))
         self._index_alone = asyncio.Lock()  # who asks meanwhile gets the same answer
         self._index: tuple[int, tuple[ModelIndex, ...]] = (-INDEX_TTL_NS, ())
-        self._check_alone = asyncio.Lock()  # a check reads all books: one at a time
+        self._check = SharedCheck(lambda: self.read(queries.check_ledger))
+        self._answered: set[str] = set()  # challenges whose answers are being checked
 
     # -- who ------------------------------------------------------------------------------------
 
@@ -190,6 +195,8 @@ class Service:
         if not self.is_in_time(enrolment.value.issued_at_ns):
             return AuthRefusal.CLOCK_SKEW
         name = self.issuer.hash_of(enrolment.value.code)
+        if await self.read(lambda store: store.code(name)) is None:
+            return EnrolOutcome.BAD_CODE, None  # anybody may try: it costs no transaction
         return await self._writer.run(
             lambda store: operations.enrol(store, enrolment, name, now_ns=self.clock())
         )
@@ -215,7 +222,7 @@ class Service:
         self, caller: Caller, texts: Sequence[str]
     ) -> list[VoucherResult] | AuthRefusal:
         """Post what a batch of vouchers raises."""
-        items = await self._verify(read_vouchers, texts)
+        items = await self._verify(read_vouchers, texts, caller.machine.peer_id)
         return await self._write_as(
             caller,
             lambda store: operations.post_vouchers(
@@ -225,7 +232,7 @@ class Service:
 
     async def closes(self, caller: Caller, texts: Sequence[str]) -> list[CloseResult] | AuthRefusal:
         """Give back what hosts say they will not claim."""
-        items = await self._verify(read_closes, texts)
+        items = await self._verify(read_closes, texts, caller.machine.peer_id)
         return await self._write_as(
             caller,
             lambda store: operations.post_closes(store, caller.machine, items, now_ns=self.clock()),
@@ -235,7 +242,7 @@ class Service:
         self, caller: Caller, texts: Sequence[ReceiptTexts]
     ) -> list[ReceiptResult] | AuthRefusal:
         """Store batches of receipts and match both sides."""
-        items = await self._verify(read_receipts, texts)
+        items = await self._verify(read_receipts, texts, caller.machine.peer_id)
         return await self._write_as(
             caller,
             lambda store: submit_receipts(store, caller.machine, items, now_ns=self.clock()),
@@ -245,7 +252,7 @@ class Service:
         """Keep the quotes that a host gave, for the price index."""
         if caller.machine.role != "host":
             return AuthRefusal.WRONG_ROLE
-        items = await self._verify(read_quotes, texts)
+        items = await self._verify(read_quotes, texts, caller.machine.peer_id)
         return await self._write_as(
             caller, lambda store: keep_quotes(store, caller.machine, items, now_ns=self.clock())
         )
@@ -309,14 +316,30 @@ class Service:
     async def answer_challenge(
         self, caller: Caller, challenge_id: str, answer: bytes, speeds: Speeds
     ) -> MemoryProof | ChallengeRefusal | AuthRefusal:
-        """Check what a host shows, off the event loop, and write how it ended."""
+        """Check what a host shows, off the event loop, and write how it ended.
+
+        Raises:
+            OverloadedError: If another answer to the challenge is being checked: only one counts,
+                and each costs 50 ms.
+        """
+        if challenge_id in self._answered:
+            raise OverloadedError("an answer to this challenge is being checked already")
+        self._answered.add(challenge_id)
+        try:
+            return await self._check_answer(caller, challenge_id, answer, speeds)
+        finally:
+            self._answered.discard(challenge_id)
+
+    async def _check_answer(
+        self, caller: Caller, challenge_id: str, answer: bytes, speeds: Speeds
+    ) -> MemoryProof | ChallengeRefusal | AuthRefusal:
         now_ns = self.clock()
         challenge = await self.read(
             lambda store: hardware.answerable(store, caller.machine, challenge_id, now_ns=now_ns)
         )
         if isinstance(challenge, ChallengeRefusal):
             return challenge
-        (fault,) = await self._verify(partial(_faults, challenge), [answer])
+        (fault,) = await self._verify(partial(_faults, challenge), [answer], caller.machine.peer_id)
         checked = hardware.Answer(fault, speeds, caller.proof.envelope)
         return await self._write_as(
             caller,
@@ -342,9 +365,8 @@ class Service:
         return await asyncio.to_thread(run)
 
     async def check_ledger(self) -> LedgerCheck:
-        """Rebuild all balances and check every rule of the books."""
-        async with self._check_alone:
-            return await self.read(queries.check_ledger)
+        """Rebuild all balances and check every rule of the books; see ``SharedCheck``."""
+        return await self._check.run()
 
     async def sweep(self) -> None:
         """Void and release all that is due now."""
@@ -371,19 +393,29 @@ class Service:
         return await self._writer.run(run)
 
     async def _verify(
-        self, read: Callable[[NetworkId, Sequence[TextT]], list[ResultT]], texts: Sequence[TextT]
+        self,
+        read: Callable[[NetworkId, Sequence[TextT]], list[ResultT]],
+        texts: Sequence[TextT],
+        whose: PeerId,
     ) -> list[ResultT]:
         signatures = sum(map(_signatures_of, texts))
+        own = self._signatures_of[whose]
+        if own and own + signatures > SIGNATURES_OF_ONE_NODE_MAX:
+            raise OverloadedError("too many signatures of this node wait to be checked")
         if self._signatures_waiting and (
             self._signatures_waiting + signatures > SIGNATURES_WAITING_MAX
         ):
             raise OverloadedError("too many signatures wait to be checked")
         loop = asyncio.get_running_loop()
         self._signatures_waiting += signatures
+        self._signatures_of[whose] += signatures
         try:
             return await loop.run_in_executor(self._verifiers, read, self.issuer.network_id, texts)
         finally:
             self._signatures_waiting -= signatures
+            self._signatures_of[whose] -= signatures
+            if not self._signatures_of[whose]:
+                del self._signatures_of[whose]
 
 
 def _signatures_of(item: object) -> int:

@@ -186,7 +186,7 @@ def test_writer_refuses_what_it_cannot_queue():
 def test_service_sweeps_and_verifies_in_processes(tmp_path):
     async def main(store):
         async with open_service(store, ISSUER, lambda: NOW_NS, verify_processes=1) as service:
-            results = await service._verify(read_nothing, ["a", "b"])
+            results = await service._verify(read_nothing, ["a", "b"], "node")
             assert results == ["test a", "test b"]
             await service.sweep()
             assert (await service.check_ledger()).is_ok
