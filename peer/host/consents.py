@@ -12,7 +12,15 @@ from p2p.clock import WallClock
 from p2p.errors import SparewattError
 from p2p.paths import write_private
 from peer.host.config import FakeSpec, HostedEngine
-from peer.host.licences import CONSENTS_COUNT_MAX, Consent, How, Knowledge, key
+from peer.host.licences import (
+    CONSENTS_COUNT_MAX,
+    NOTHING_FOUND,
+    Consent,
+    Found,
+    How,
+    Knowledge,
+    key,
+)
 from peer.host.store.catalogue import (
     CatalogueModel,
     Terms,
@@ -94,11 +102,18 @@ class ConsentBook:
         """Return a model of the catalogue, or None."""
         return find_model(self.catalogue, model_id)
 
-    def judge(self, hosted: HostedEngine, model_id: str) -> Verdict:
-        """Return whether a model of an engine may be announced, keeping what its terms grant."""
+    def judge(self, hosted: HostedEngine, model_id: str, found: Found = NOTHING_FOUND) -> Verdict:
+        """Return whether a model of an engine may be announced, keeping what its terms grant.
+
+        Args:
+            hosted: The engine.
+            model_id: What it is offered as.
+            found: What was seen of the model itself.
+        """
         if isinstance(hosted.spec, FakeSpec):
             return Verdict(hosted.licence)  # it is no model
         licence = self.knowledge.licence_of(model_id, hosted.licence)
+        licence = self.knowledge.governing(licence, found)
         refusal = self._refusal(model_id, licence, is_paid=hosted.prices.is_paid)
         how = How.TERMS if self.knowledge.is_granted(licence) else How.FLAG
         if refusal and (self._accepts_all or how is How.TERMS):

@@ -156,7 +156,12 @@ class ModelControl:
             is_served = any(each and model_key(each) == model_key(model_id) for each in ids)
             if said == UNKNOWN and is_served:
                 said = member.hosted.licence
-        return self._consents.knowledge.licence_of(model_id, said)
+        licence = self._consents.knowledge.licence_of(model_id, said)
+        for member in self._fleet.members.values():
+            for each in member.engine.models:
+                if model_key(each.model_id) == model_key(model_id):
+                    licence = self._consents.knowledge.governing(licence, member.found(each))
+        return licence
 
 
 def _shown(fetch: Fetch) -> dict[str, object]:

@@ -9,6 +9,7 @@ them a consent is kept all the same, saying so. Terms that nobody here knows alw
 import enum
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import msgspec
 
@@ -43,17 +44,62 @@ class Consent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     how: How
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is seen of a model beside the name that its owner gave it.
+
+    Attributes:
+        names: What else it is called: by its server, or by the hub that it is fetched from.
+        weights_sha256: Of its weights; empty if they are not here.
+        licence: What its files say; empty if nothing.
+    """
+
+    names: tuple[str, ...] = ()
+    weights_sha256: bytes = b""
+    licence: str = ""
+
+
+NOTHING_FOUND = Found()
+
+
 class Knowledge:
     """The terms that are known, and which model is under which."""
 
     def __init__(self, catalogue: Iterable[CatalogueModel], terms: Iterable[Terms]) -> None:
         self._models = {model_key(each.model_id): each for each in catalogue}
         self._terms = {each.licence.casefold(): each for each in terms}
+        packages = ((each.package, each.licence) for each in self._models.values())
+        self._weights = {
+            bytes.fromhex(package.sha256): licence
+            for package, licence in packages
+            if package is not None
+        }
 
     def licence_of(self, model_id: str, said: str = UNKNOWN) -> str:
         """Return a model's licence: the catalogue's, or else what its owner says."""
         known = self._models.get(model_key(model_id))
         return known.licence if known is not None else said
+
+    def governing(self, licence: str, found: Found) -> str:
+        """Return the licence that governs a model: no other name takes it from under its terms.
+
+        Args:
+            licence: Of the name that it is offered by, as ``licence_of`` gives it.
+            found: What was seen of the model itself.
+
+        Returns:
+            Terms that what was found is under, if they bind or ``licence`` is unknown; or
+            ``licence``. A file can't loosen terms by what it says of itself.
+        """
+        seen = [self._weights.get(found.weights_sha256, "")]
+        seen += [self.licence_of(name, "") for name in found.names]
+        known = [terms for each in (*seen, found.licence) if (terms := self.terms_of(each))]
+        binding = [each for each in known if each.needs_consent or not each.is_commercial]
+        if any(each.licence.casefold() == licence.casefold() for each in binding):
+            return licence
+        if binding:
+            return binding[0].licence
+        return known[0].licence if known and licence == UNKNOWN else licence
 
     def terms_of(self, licence: str) -> Terms | None:
         """Return the terms of a licence, or None if nothing is known of it."""

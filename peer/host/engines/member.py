@@ -12,6 +12,7 @@ from peer.host.admission import SlotQueue
 from peer.host.config import EngineSpec, HostedEngine, Prices
 from peer.host.consents import Verdict
 from peer.host.engines.api import Engine, EngineModel, EngineState
+from peer.host.licences import Found
 from peer.host.pricing import OfferedModel, offer_model
 from peer.host.store.digests import ModelDigests
 
@@ -43,7 +44,7 @@ class Gate(Protocol):
 
     version: int
 
-    def judge(self, hosted: HostedEngine, model_id: str) -> Verdict:
+    def judge(self, hosted: HostedEngine, model_id: str, found: Found) -> Verdict:
         """Return whether a model of an engine may be, and under which licence."""
 
 
@@ -121,7 +122,8 @@ class Member(Generic[RequestT]):
             if prices is None:
                 self.refusals[model.model_id] = f"{model.model_id} is switched off by its owner"
                 continue
-            verdict = self._gate.judge(replace(self.hosted, prices=prices), model.model_id)
+            hosted = replace(self.hosted, prices=prices)
+            verdict = self._gate.judge(hosted, model.model_id, self.found(model))
             if verdict.refusal:
                 self.refusals[model.model_id] = verdict.refusal
                 continue
@@ -135,6 +137,15 @@ class Member(Generic[RequestT]):
                 )
                 quantization = quantization.replace("unknown", self.digests.quantization)
             yield offer_model(model, prices, licence=verdict.licence, quantization=quantization)
+
+    def found(self, model: EngineModel) -> Found:
+        """Return what is seen of a model beside the name that it is offered by."""
+        source = getattr(self.hosted.spec, "model", "")
+        names = (model.name, source) if isinstance(source, str) else (model.name,)
+        digests = self.digests
+        if digests is None:
+            return Found(names)
+        return Found(names, digests.weights_sha256, digests.licence)
 
     @property
     def detail(self) -> str:

@@ -17,7 +17,7 @@ import trio
 
 from p2p.errors import SparewattError
 from p2p.paths import write_private
-from peer.host.store.gguf import GgufError, read_gguf
+from peer.host.store.gguf import MAGIC, GgufError, read_gguf
 
 DIGESTS_NAME = "digests.json"
 FILES_COUNT_MAX = 4096
@@ -47,6 +47,7 @@ class ModelDigests:
     Attributes:
         quantization: As the files say, or ``unknown``.
         context_tokens: What the model was made for, or 0.
+        licence: What the files say of their licence, or empty.
     """
 
     weights_sha256: bytes
@@ -54,6 +55,7 @@ class ModelDigests:
     template_sha256: bytes
     quantization: str = "unknown"
     context_tokens: int = 0
+    licence: str = ""
 
 
 class _Known(msgspec.Struct, frozen=True):
@@ -109,7 +111,7 @@ class DigestBook:
             raise DigestError(f"{model} holds no weights (GGUF or safetensors)")
         weights = tree([(each.name, *await self._sized(each)) for each in files])
         given = hashlib.sha256(template.encode()).digest() if template else b""
-        if files[0].suffix == ".gguf":
+        if await trio.to_thread.run_sync(_is_gguf, files[0]):  # whatever its name says
             facts = await trio.to_thread.run_sync(read_gguf, files[0])
             own = hashlib.sha256(facts.template.encode()).digest() if facts.template else b""
             return ModelDigests(
@@ -118,6 +120,7 @@ class DigestBook:
                 given or own,
                 facts.quantization,
                 facts.context_tokens,
+                facts.licence,
             )
         names = [model / name for name in TOKENIZER_NAMES]
         present = [each for each in names if await trio.Path(each).is_file()]
@@ -182,6 +185,11 @@ def weight_files(model: Path) -> Sequence[Path]:
         if not part.is_file():
             raise DigestError(f"{model} comes in {count} parts, and {part.name} is missing")
     return parts
+
+
+def _is_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return path.suffix == ".gguf" or file.read(len(MAGIC)) == MAGIC
 
 
 def _all_files(model: Path) -> Sequence[Path]:

@@ -54,6 +54,7 @@ class GgufFacts:
         tokenizer_sha256: Of all that the file says of its tokenizer, but for the template: the same
             for all quantisations of a model that were made by the same program.
         parts_count: How many files the model is split into.
+        licence: What it says of its licence, or empty.
     """
 
     architecture: str
@@ -62,6 +63,7 @@ class GgufFacts:
     template: str
     tokenizer_sha256: bytes
     parts_count: int
+    licence: str
 
 
 def read_gguf(path: Path) -> GgufFacts:
@@ -209,6 +211,7 @@ def _facts(values: Mapping[str, object], tokenizer: Mapping[str, bytes]) -> Gguf
         template=_text_of(values, _TEMPLATE),
         tokenizer_sha256=whole.digest() if tokenizer else b"",
         parts_count=max(1, _count_of(values, "split.count")),
+        licence=_text_of(values, "general.license"),
     )
 
 

@@ -11,10 +11,13 @@ from test_peer_host_fleet import announced, load, open_control, quoted
 
 from p2p.errors import DataDirectoryError, ErrorCode
 from p2p.types import ModelId
-from peer.host.config import FakeSpec, HostedEngine, OpenAiSpec
+from peer.host.config import FakeSpec, HostedEngine, LlamacppSpec, OpenAiSpec
 from peer.host.consents import ConsentBook, ConsentFileError, StaleConsentError
+from peer.host.control_models import ModelControl
 from peer.host.engines.fake import FakeEngine
-from peer.host.licences import How
+from peer.host.engines.fleet import Fleet
+from peer.host.licences import Found, How
+from peer.host.store.digests import ModelDigests
 from peer.host.store.hub_plan import HubAccess
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
@@ -199,3 +202,70 @@ async def test_host_fetches_a_model_at_its_owners_wish_and_tells_how_far_it_is(t
             ):
                 answer = await control.post("/v1/models/fetch", json=wrong)
                 assert answer.status_code == status
+
+
+# -- other names for what has terms ----------------------------------------------------------------
+
+GEMMA_SHA256 = bytes.fromhex("a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818")
+DEMO_SHA256 = bytes.fromhex("b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
+
+
+@pytest.mark.parametrize("model_id", ["me/mine", QWEN, LLAMA])
+@pytest.mark.parametrize(
+    ("found", "licence"),
+    [
+        (Found(weights_sha256=GEMMA_SHA256), "gemma"),
+        (Found(licence="gemma"), "gemma"),
+        (Found(licence="Gemma"), "gemma"),
+        (Found(names=("mine", "google/gemma-3-270m")), "gemma"),
+        (Found(names=(RESEARCH.lower(),)), "qwen-research"),
+        (Found(weights_sha256=GEMMA_SHA256, licence="mit"), "gemma"),
+    ],
+)
+def test_other_name_does_not_take_a_model_from_under_its_terms(tmp_path, model_id, found, licence):
+    book = open_book(tmp_path)
+    hosted = hosting(model_id, licence="MIT", prices=FREE)
+    accept(book, LLAMA, "llama3.1")
+    assert "are not accepted" in book.judge(hosted, model_id, found).refusal
+    accept(book, model_id, licence)
+    verdict = book.judge(hosted, model_id, found)
+    assert verdict.refusal == ""
+    assert verdict.licence.startswith(licence)
+
+
+def test_research_model_under_another_name_is_not_served_for_money(tmp_path):
+    book = open_book(tmp_path)
+    accept(book, "me/mine", "qwen-research")
+    found = Found(names=(RESEARCH,))
+    assert "price to 0" in book.judge(hosting("me/mine", licence="MIT"), "me/mine", found).refusal
+
+
+@pytest.mark.parametrize("found", [Found(licence="mit"), Found(weights_sha256=DEMO_SHA256)])
+def test_file_can_not_loosen_terms_by_what_it_says(tmp_path, found):
+    book = open_book(tmp_path)
+    assert book.judge(hosting(LLAMA), LLAMA, found).refusal
+    assert book.judge(hosting("me/mine", licence="their own"), "me/mine", found).refusal
+    assert book.judge(hosting("me/mine"), "me/mine", found).refusal == ""  # nobody said anything
+
+
+async def test_file_of_terms_under_a_name_of_none_waits_for_its_owner(tmp_path) -> None:
+    class Digester:
+        async def digest(self, model, *, template=""):
+            return ModelDigests(GEMMA_SHA256, b"", b"")
+
+    spec = LlamacppSpec(model=tmp_path / "mine.bin", model_id=ModelId("me/mine"))
+    hosted = HostedEngine(name="real", spec=spec, licence="MIT", prices=PRICES)
+    book = open_book(tmp_path)
+    engine = FakeEngine(FakeSpec(model_id=ModelId("me/mine")), idle_s=20)
+    fleet = Fleet((hosted,), lambda _: engine, load_s=60, gate=book, digester=Digester())
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fleet.run)
+            await fleet.members["real"].wait_outcome()
+            assert fleet.offered == ()
+            assert "sparewatt models accept me/mine" in fleet.withheld
+            control = ModelControl(book, fleet, None)
+            assert control._licence_of("me/mine", "unknown") == "gemma"
+            accept(book, "me/mine", "gemma")
+            assert [each.offer.model_id for each in fleet.offered] == ["me/mine"]
+            nursery.cancel_scope.cancel()

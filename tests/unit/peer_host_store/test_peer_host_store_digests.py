@@ -65,6 +65,13 @@ def test_gguf_says_what_it_is(tmp_path):
     assert facts.parts_count == 1
 
 
+async def test_licence_that_a_file_says_is_read_whatever_the_file_is_called(tmp_path):
+    said = pair("general.license", 8, text("gemma"))
+    path = written(tmp_path / "mine.bin", gguf(*PAIRS, said))
+    digests = await DigestBook(tmp_path / "digests.json").digest(path)
+    assert (digests.licence, digests.quantization) == ("gemma", "int4")
+
+
 def test_tokenizer_digest_depends_on_the_tokenizer_alone(tmp_path):
     first = read_gguf(written(tmp_path / "a", gguf(*PAIRS)))
     other_type = pair("general.file_type", 4, struct.pack("<I", 7))
