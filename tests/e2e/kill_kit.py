@@ -153,7 +153,8 @@ def _usage_of(response: httpx.Response, text: str, *, streams: bool) -> dict | N
         return None
     if not streams:
         return json.loads(text)["usage"]
-    events = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    lines = text.splitlines()  # comments among them
+    events = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
     if not events or events[-1] != "[DONE]":
         return None
     return next((usage for each in events[:-1] if (usage := json.loads(each).get("usage"))), None)
