@@ -91,6 +91,7 @@ class GroupCommit:
     _not_before_s: float = -math.inf
     _nap: trio.CancelScope = field(default_factory=trio.CancelScope)
     _lock: trio.Lock = field(default_factory=trio.Lock)
+    _has_callers: bool = True
 
     def put(
         self,
@@ -161,6 +162,10 @@ class GroupCommit:
             except sqlite3.Error as error:
                 raise JournalError(f"the journal can't be read: {error}") from error
 
+    def forget_callers(self) -> None:
+        """Call nobody from now on, not even for a commit that is under way."""
+        self._has_callers = False
+
     async def run(self) -> None:
         """Commit what was put when it is due, until cancelled."""
         retry_s = RETRY_S_MIN
@@ -200,8 +205,9 @@ class GroupCommit:
             return
         self.trouble = ""
         self._not_before_s = trio.current_time() + GATHER_S
-        for callback in callbacks:
-            _call(callback)
+        if self._has_callers:
+            for callback in callbacks:
+                _call(callback)
 
     def _take_back(self, writes: list[_Write], callbacks: list[Durable]) -> None:
         self._writes, self._callbacks = writes + self._writes, callbacks + self._callbacks
@@ -220,11 +226,18 @@ JournalT = TypeVar("JournalT", bound=GroupCommit)
 
 @contextlib.asynccontextmanager
 async def committing(journal: JournalT) -> AsyncIterator[JournalT]:
-    """Commit what is put into a journal; all of it is durable when the block ends."""
+    """Commit what is put into a journal; all of it is durable when the block ends.
+
+    Nobody is called any more once the block is left: loops and links that callbacks would touch
+    were closed inside it.
+    """
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(journal.run)
-            yield journal
+            try:
+                yield journal
+            finally:
+                journal.forget_callers()
             nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S_MAX):

@@ -224,3 +224,25 @@ async def test_writes_whose_commit_was_cancelled_before_it_began_go_with_the_nex
         await words.flush()
         assert words.connection.execute(ALL).fetchall() == [("one",), ("two",)]
         assert called == ["one", "two"]
+
+
+async def test_nobody_is_called_after_the_block_not_even_for_a_commit_under_way(
+    tmp_path, autojump_clock
+) -> None:
+    called: list[str] = []
+
+    async def slow_disk(work):
+        with trio.CancelScope(shield=True):
+            await trio.sleep(1)
+        return await run_inline(work)
+
+    connection = connect(tmp_path / "words.sqlite", create_tables)
+    async with committing(GroupCommit(connection, slow_disk)) as words:
+        words.put(PUT, ("under way",), lambda: called.append("under way"))
+        await trio.sleep(0.5)
+        words.put(PUT, ("waiting",), lambda: called.append("waiting"))
+        words.put_record(PUT, ("record",), lambda: called.append("record"))
+    again = connect(tmp_path / "words.sqlite", create_tables)
+    assert len(again.execute(ALL).fetchall()) == 3
+    again.close()
+    assert called == []
