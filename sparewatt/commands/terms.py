@@ -14,6 +14,7 @@ from sparewatt.commands.common import default_data_dir, example
 from sparewatt.commands.tui import host_directory
 from sparewatt.options import Price, dollars, parse_price
 from sparewatt.problems import Problem
+from sparewatt.terms_table import terms_table
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _WINDOW = re.compile(
@@ -249,5 +250,5 @@ def _summary(told: Mapping[str, object]) -> str:
     lines += [f"price of {each}" for each in _prices(now)]
     terms = told.get("terms")
     if isinstance(terms, dict):
-        lines += [f"  {name} = {json.dumps(value)}" for name, value in terms.items()]
+        lines += ["", *terms_table(terms, names)]
     return "\n".join(lines)
