@@ -3,6 +3,7 @@
 from typing import Final
 
 import trio
+from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.io.trio import TrioTCPStream
 
 RECEIVE_BYTES: Final = 64 * 1024
@@ -28,7 +29,7 @@ class BufferedTcpStream(TrioTCPStream):
         """
         if self._at == len(self._received):
             self._reads_in_a_row = 0
-            self._received, self._at = await super().read(RECEIVE_BYTES), 0
+            self._received, self._at = await self._receive(), 0
         elif self._reads_in_a_row >= READS_IN_A_ROW_MAX:
             self._reads_in_a_row = 0
             await trio.lowlevel.checkpoint()
@@ -37,3 +38,16 @@ class BufferedTcpStream(TrioTCPStream):
         end = len(self._received) if n is None else min(begin + n, len(self._received))
         self._at = end
         return self._received[begin:end]
+
+    async def _receive(self) -> bytes:
+        """Wait for more, without the stock lock: a connection has one reader, and the lock a price.
+
+        Raises:
+            ConnectionClosedError: If the peer reset it.
+        """
+        try:
+            return bytes(await self.stream.receive_some(RECEIVE_BYTES))
+        except trio.BrokenResourceError as error:
+            raise ConnectionClosedError(f"reset by the peer: {error}", transport="tcp") from error
+        except trio.ClosedResourceError:
+            return b""  # closed here

@@ -26,7 +26,7 @@ FOUND_SECONDS_MAX = 60.0
 PROOF_SECONDS_MAX = 20.0
 LEDGER_SECONDS_MAX = 20.0
 POLL_SECONDS = 0.1
-AT_REST_SECONDS = 0.3  # longer than a gateway takes to pay for what has ended
+AT_REST_SECONDS = 0.2  # longer than a gateway takes to pay for what has ended
 
 ValueT = TypeVar("ValueT")
 
@@ -174,9 +174,10 @@ class Demo:
         def look() -> dict[str, int] | None:
             self.settle()
             seen.append(read_balances(self.settlement))
-            is_at_rest = self._unsettled_micros() == 0 and seen[-2:] == [seen[-1]] * 2
+            if self._unsettled_micros() == 0 and seen[-2:] == [seen[-1]] * 2:
+                return seen[-1]
             time.sleep(AT_REST_SECONDS)
-            return seen[-1] if is_at_rest else None
+            return None
 
         return _poll(look, LEDGER_SECONDS_MAX, "the hosts did not settle")
 
