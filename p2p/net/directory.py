@@ -29,6 +29,7 @@ from p2p.net.dialer import Dialer, parse_peer, split_addresses
 from p2p.net.kad_calls import find_node
 from p2p.net.lookup import LOOKUP_CALLS_MAX, Lookup
 from p2p.net.patches import KAD_PROTOCOL
+from p2p.net.providers import merged_providers
 from p2p.net.streams import reset_when_late
 from p2p.net.validator import RecordValidator
 from p2p.overlay import PeerAddress
@@ -135,14 +136,18 @@ class DhtDirectory:
         answers = await self._at_nearest(raw, ask)
         answers.append(store.get_providers(raw))
         own = self._host.get_id()
-        found: dict[str, list[str]] = {}
-        for info in (info for answer in answers for info in answer if info.peer_id != own):
-            known = found.setdefault(str(info.peer_id), [])
-            known.extend(str(address) for address in info.addrs if str(address) not in known)
-        return [
-            PeerAddress(PeerId(peer_id), tuple(addresses[: limits.RECORD_ADDRESSES_MAX]))
-            for peer_id, addresses in list(found.items())[:_FOUND_MAX]
+        named = [
+            [
+                (str(info.peer_id), [str(each) for each in info.addrs])
+                for info in answer
+                if info.peer_id != own
+            ]
+            for answer in answers
         ]
+        found = merged_providers(
+            named, peers_max=_FOUND_MAX, addresses_max=limits.RECORD_ADDRESSES_MAX
+        )
+        return [PeerAddress(peer_id, addresses) for peer_id, addresses in found]
 
     async def find_record(self, peer_id: PeerId) -> bytes | None:
         """Return the newest valid record envelope of a host, or None; asks the network."""
