@@ -15,14 +15,19 @@ class RelayBounds:
         circuit_s_max: A circuit ends after this time, long answers included.
         circuit_bytes_max: Both ways together.
         circuits_per_peer_max: Circuits to one host at a time.
+        circuits_per_ip_max: Of those, how many callers at one IP address may have: peer ids cost
+            nothing, and whoever had all of them would hide the host from everybody.
         reservations_max: Hosts served at a time.
+        reservations_per_ip_max: Of those, how many at one IP address: a rack, not all there are.
         reservation_s: After which a host must renew.
     """
 
     circuit_s_max: int = 6 * 3600
     circuit_bytes_max: int = 4 * 1024**3
     circuits_per_peer_max: int = 64
+    circuits_per_ip_max: int = 16
     reservations_max: int = 256
+    reservations_per_ip_max: int = 32
     reservation_s: int = 3600
 
 

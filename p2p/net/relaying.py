@@ -30,7 +30,14 @@ from p2p.net.circuit import (
 )
 from p2p.net.config import RelayBounds
 from p2p.net.dialer import Dialer
-from p2p.net.streams import READ_BYTES, STREAM_ERRORS, end_stream, peer_of, reset_when_late
+from p2p.net.streams import (
+    READ_BYTES,
+    STREAM_ERRORS,
+    address_of,
+    end_stream,
+    peer_of,
+    reset_when_late,
+)
 from p2p.types import PeerId
 
 LOG = logging.getLogger(__name__)
@@ -58,7 +65,9 @@ class Relay:
         self._bounds = bounds
         self._wall_clock = wall_clock
         self._reserved_until: dict[PeerId, float] = {}
+        self._reserved_from: dict[PeerId, str] = {}
         self._circuits: Counter[PeerId] = Counter()
+        self._circuits_from: Counter[tuple[PeerId, str]] = Counter()
         host.set_stream_handler(HOP, self._serve)
 
     @property
@@ -90,11 +99,19 @@ class Relay:
     async def _reserve(self, stream: INetStream) -> None:
         peer = peer_of(stream)
         self._forget_gone()
-        is_full = len(self._reserved_until) >= self._bounds.reservations_max
+        address = address_of(stream)
+        neighbours = sum(
+            each == address for one, each in self._reserved_from.items() if one != peer
+        )
+        is_full = (
+            len(self._reserved_until) >= self._bounds.reservations_max
+            or neighbours >= self._bounds.reservations_per_ip_max
+        )
         if is_full and peer not in self._reserved_until:
             await self._refuse(stream, Status.RESERVATION_REFUSED)
             return
         self._reserved_until[peer] = trio.current_time() + self._bounds.reservation_s
+        self._reserved_from[peer] = address
         answer = hop_status(Status.OK)
         answer.reservation.CopyFrom(
             Reservation(
@@ -113,6 +130,8 @@ class Relay:
             for peer, until in self._reserved_until.items()
             if until > now and self._dialer.is_connected(peer)
         }
+        for peer in self._reserved_from.keys() - self._reserved_until.keys():
+            del self._reserved_from[peer]
 
     # -- circuits -----------------------------------------------------------------------------
 
@@ -127,12 +146,16 @@ class Relay:
         if called not in self._reserved_until:
             await self._refuse(stream, Status.NO_RESERVATION)
             return
-        if max(self._circuits[called], self._circuits[caller]) >= (
-            self._bounds.circuits_per_peer_max
+        place = (called, address_of(stream))
+        if (
+            max(self._circuits[called], self._circuits[caller])
+            >= self._bounds.circuits_per_peer_max
+            or self._circuits_from[place] >= self._bounds.circuits_per_ip_max
         ):
             await self._refuse(stream, Status.RESOURCE_LIMIT_EXCEEDED)
             return
         self._circuits.update((called, caller))
+        self._circuits_from[place] += 1
         try:
             onward = await self._call(called, caller)
             if onward is None:
@@ -145,6 +168,8 @@ class Relay:
         finally:
             self._circuits.subtract((called, caller))
             self._circuits += Counter()  # drops the zeros
+            self._circuits_from[place] -= 1
+            self._circuits_from += Counter()
 
     async def _call(self, called: PeerId, caller: PeerId) -> INetStream | None:
         """Return a stream on which the called peer accepted the circuit, or None."""

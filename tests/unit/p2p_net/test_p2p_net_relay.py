@@ -132,9 +132,12 @@ async def test_circuit_beyond_its_time_is_ended() -> None:
         await wait_until(lambda: bool(keeper.lost))
 
 
-async def test_circuits_beyond_the_bound_are_refused() -> None:
+@pytest.mark.parametrize(
+    "bounds", [RelayBounds(circuits_per_peer_max=1), RelayBounds(circuits_per_ip_max=1)]
+)
+async def test_circuits_beyond_the_bound_are_refused(bounds) -> None:
     async with (
-        open_relay(RelayBounds(circuits_per_peer_max=1)) as relay,
+        open_relay(bounds) as relay,
         open_hidden(relay) as host,
         open_node(new_config()) as first,
         open_node(new_config()) as second,
@@ -146,9 +149,14 @@ async def test_circuits_beyond_the_bound_are_refused() -> None:
         await echoes(keeper, b"unharmed")
 
 
-async def test_reservations_beyond_the_bound_are_refused() -> None:
-    async with open_relay(RelayBounds(reservations_max=1)) as relay, open_hidden(relay) as first:
+@pytest.mark.parametrize(
+    "bounds", [RelayBounds(reservations_max=1), RelayBounds(reservations_per_ip_max=1)]
+)
+async def test_reservations_beyond_the_bound_are_refused(bounds) -> None:
+    async with open_relay(bounds) as relay, open_hidden(relay) as first:
         await is_reserved(first)
+        again = await hop(first, relay, HopMessage(type=HopMessage.RESERVE))
+        assert again.status == Status.OK  # its own is renewed
         async with open_node(new_config()) as second:
             answer = await hop(second, relay, HopMessage(type=HopMessage.RESERVE))
             assert answer.status == Status.RESERVATION_REFUSED
