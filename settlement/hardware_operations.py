@@ -38,7 +38,7 @@ OTHER_OWNER_FREE_NS = limits.DAY_NS
 REPORT_TTL_NS = limits.DAY_NS  # a host reports every few minutes; after a day it is gone
 PROOF_TTL_NS = 30 * limits.DAY_NS
 REST_NS = 5 * limits.MINUTE_NS  # between two challenges of one device: a check costs 50 ms
-FILL_NS_BASE = 60 * limits.SECOND_NS  # to start, import and measure
+FILL_BASE_NS = 60 * limits.SECOND_NS  # to start, import and measure
 FILL_BYTES_PER_S_MIN = 400_000_000  # one slow core hashes so fast; hashing is the slowest part
 ANSWER_NS_MAX = 30 * limits.SECOND_NS  # the memory is still full: only reading and sending
 
@@ -206,7 +206,7 @@ def issue_challenge(
     if last is not None and now_ns < last.issued_at_ns + REST_NS:
         return ChallengeRefusal.TOO_SOON
     challenge_id, seed = fresh
-    fill_ns = FILL_NS_BASE + wish.memory_bytes * limits.SECOND_NS // FILL_BYTES_PER_S_MIN
+    fill_ns = FILL_BASE_NS + wish.memory_bytes * limits.SECOND_NS // FILL_BYTES_PER_S_MIN
     challenge = Challenge(
         challenge_id,
         machine.peer_id,

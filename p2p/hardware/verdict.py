@@ -11,11 +11,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-COPY_SHARE = 0.88
-TOLERANCE = 0.15
+COPY_SHARE_EXPECTED = 0.88
+SHARE_TOLERANCE = 0.15
 MATMUL_SHARE_MIN = 0.5
 MEMORY_SHARE_MIN = 0.90  # drivers keep some; error correction takes a sixteenth on some cards
-SHARE_MAX = 1.0 + TOLERANCE
+SHARE_MAX = 1.0 + SHARE_TOLERANCE
 
 
 class Level(enum.StrEnum):
@@ -86,7 +86,7 @@ def misfits(
         return ()
     checks = [_within("memory in GiB", memory_bytes / 2**30, card.memory_gib, MEMORY_SHARE_MIN)]
     if speeds is not None:
-        share_min = COPY_SHARE * (1 - TOLERANCE)
+        share_min = COPY_SHARE_EXPECTED * (1 - SHARE_TOLERANCE)
         copied, multiplied = speeds.copy_gb_per_s, speeds.matmul_tflops
         checks += [
             _within("memory bandwidth in GB/s", copied, card.memory_gb_per_s, share_min),

@@ -17,8 +17,9 @@ import p2p
 from p2p.errors import SparewattError
 from p2p.hardware.verdict import Speeds
 from p2p.puzzle import ROOTS_BYTES, Puzzle, Sample
+from peer.host.engines.launcher import harmless
 
-FILL_S_BASE = 60.0  # to start, to import PyTorch from a cold disk, to measure
+FILL_BASE_S = 60.0  # to start, to import PyTorch from a cold disk, to measure
 FILL_BYTES_PER_S_MIN = 400e6  # one slow core without SHA instructions hashes so fast
 SHOW_S_MAX = 20.0
 _LINE_BYTES_SPARE = 4096
@@ -79,7 +80,7 @@ class _Line(msgspec.Struct):
 
 def fill_s_max(puzzle: Puzzle) -> float:
     """Return how long solving may take."""
-    return FILL_S_BASE + puzzle.fill_bytes / FILL_BYTES_PER_S_MIN
+    return FILL_BASE_S + puzzle.fill_bytes / FILL_BYTES_PER_S_MIN
 
 
 class Prover:
@@ -168,7 +169,7 @@ async def open_prover(runtime: Runtime, puzzle: Puzzle) -> AsyncIterator[Prover]
         ChallengeError: If it can't be started.
     """
     command = [runtime.python, "-I", str(_WORKER), runtime.backend, str(_P2P_PARENT)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": runtime.gpu_uuid}
+    environment = {**harmless(os.environ), "CUDA_VISIBLE_DEVICES": runtime.gpu_uuid}
     try:
         process = await trio.lowlevel.open_process(
             command,

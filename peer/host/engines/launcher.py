@@ -222,14 +222,19 @@ class _NativeChild:
 
 def native_environment(plan: ChildPlan, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of an unsealed child: what is harmless of ours, then the plan's."""
-    passed = {
+    passed = harmless(environ)
+    if plan.gpus:
+        passed["CUDA_VISIBLE_DEVICES"] = ",".join(plan.gpus)
+    return {**passed, **plan.env}
+
+
+def harmless(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what a child that runs other people's packages may know of an environment."""
+    return {
         name: value
         for name, value in environ.items()
         if _PASSED_ON.fullmatch(name) and not _SECRET.search(name)
     }
-    if plan.gpus:
-        passed["CUDA_VISIBLE_DEVICES"] = ",".join(plan.gpus)
-    return {**passed, **plan.env}
 
 
 def describe_status(status: int) -> str:

@@ -105,3 +105,15 @@ async def test_worker_that_is_late_is_ended(tmp_path, mock_clock):
     async with open_prover(runtime, PUZZLE) as prover:
         with pytest.raises(ChallengeError, match=f"took longer than {within_s:.0f} s"):
             await prover.solve(lambda share: mock_clock.jump(within_s + 1))
+
+
+async def test_worker_learns_no_secret_of_the_shell(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hush")
+    monkeypatch.setenv("SPAREWATT_API_KEY", "hush")
+    monkeypatch.setenv("CUDA_API_KEY", "hush")
+    script = (
+        "sys.stdin.readline(); hushed = [n for n, v in os.environ.items() if v == 'hush']\n"
+        'print(\'{"error": "it knows %s of %s"}\' % (hushed, sorted(os.environ)[0]))'
+    )
+    with pytest.raises(ChallengeError, match=r"it knows \[\] of ."):
+        await solve_with(scripted(tmp_path, script))
