@@ -5,15 +5,12 @@ for, everything else for its shape. Every operation may be repeated; settlement 
 answer.
 """
 
-import base64
-import binascii
-import contextlib
 import email.utils
 import re
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Self, TypeVar, cast
+from typing import Self, TypeVar
 
 import httpx
 import msgspec
@@ -34,6 +31,16 @@ from p2p.receipts.messages import (
 )
 from p2p.signing import SecretKey, Signed, seal, unseal
 from p2p.types import ID_BYTES, AllowanceId, NetworkId, PeerId, PublicKey, sha256
+from peer.settlement_bodies import (
+    Body,
+    as_many,
+    from_text,
+    in_parts,
+    read_body,
+    receipt_bytes,
+    receipt_item,
+    to_text,
+)
 from peer.settlement_replies import (
     AllowanceReply,
     ChallengeEnded,
@@ -92,8 +99,6 @@ __all__ = [
 
 VOUCHERS_PER_REQUEST_MAX = 1000
 RECEIPT_BATCHES_PER_REQUEST_MAX = 100
-REQUEST_ITEMS_BYTES_MAX = 2 * 1024 * 1024  # before base64; settlement takes 4 MiB of body
-RESPONSE_BYTES_MAX = 4 * 1024 * 1024
 TIMEOUT_S = 10.0
 _DATE_HALF_STEP_NS = limits.SECOND_NS // 2  # a Date header is cut to whole seconds
 _CHALLENGES = "/v1/hosts/challenges"
@@ -102,7 +107,6 @@ _SEED = re.compile("[0-9a-f]{64}")
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 ReplyT = TypeVar("ReplyT")
-ItemT = TypeVar("ItemT")
 
 
 class SettlementClient:
@@ -194,9 +198,9 @@ class SettlementClient:
             role=role,
             issued_at_ns=self._clock(),
         )
-        body = {"enrolment": _text(seal(self._key, ENROLMENT, enrolment))}
+        body = {"enrolment": to_text(seal(self._key, ENROLMENT, enrolment))}
         reply = await self._call("POST", "/v1/enrolments", body, EnrolmentReply, signed=False)
-        return Enrolled(reply.account_id, reply.role, _bytes(reply.owner_tag or ""))
+        return Enrolled(reply.account_id, reply.role, from_text(reply.owner_tag or ""))
 
     async def allowance(
         self,
@@ -228,33 +232,33 @@ class SettlementClient:
             "duration_s": duration_s,
         }
         reply = await self._call("POST", "/v1/allowances", body, AllowanceReply)
-        return await self._checked_allowance(_bytes(reply.allowance), allowance_id)
+        return await self._checked_allowance(from_text(reply.allowance), allowance_id)
 
     async def vouchers(self, envelopes: Sequence[bytes]) -> tuple[VoucherResult, ...]:
         """Submit vouchers, in any order, however often; one result each."""
         results: list[VoucherResult] = []
-        for part in _parts(envelopes, len, VOUCHERS_PER_REQUEST_MAX):
-            body = {"items": [_text(envelope) for envelope in part]}
+        for part in in_parts(envelopes, len, VOUCHERS_PER_REQUEST_MAX):
+            body = {"items": [to_text(envelope) for envelope in part]}
             reply = await self._call("POST", "/v1/vouchers", body, VoucherReply)
-            results += _as_many(reply.results, part)
+            results += as_many(reply.results, part)
         return tuple(results)
 
     async def closes(self, envelopes: Sequence[bytes]) -> tuple[CloseResult, ...]:
         """Submit the host's closes; one result each."""
         results: list[CloseResult] = []
-        for part in _parts(envelopes, len, VOUCHERS_PER_REQUEST_MAX):
-            body = {"items": [_text(envelope) for envelope in part]}
+        for part in in_parts(envelopes, len, VOUCHERS_PER_REQUEST_MAX):
+            body = {"items": [to_text(envelope) for envelope in part]}
             reply = await self._call("POST", "/v1/closes", body, CloseReply)
-            results += _as_many(reply.results, part)
+            results += as_many(reply.results, part)
         return tuple(results)
 
     async def receipts(self, items: Sequence[ReceiptItem]) -> tuple[ReceiptResult, ...]:
         """Submit batches of receipts; one result each."""
         results: list[ReceiptResult] = []
-        for part in _parts(items, _receipt_bytes, RECEIPT_BATCHES_PER_REQUEST_MAX):
-            body = {"items": [_receipt_item(item) for item in part]}
+        for part in in_parts(items, receipt_bytes, RECEIPT_BATCHES_PER_REQUEST_MAX):
+            body = {"items": [receipt_item(item) for item in part]}
             reply = await self._call("POST", "/v1/receipts", body, ReceiptReply)
-            results += _as_many(reply.results, part)
+            results += as_many(reply.results, part)
         return tuple(results)
 
     async def earnings(self) -> Earnings:
@@ -264,10 +268,10 @@ class SettlementClient:
     async def quotes(self, envelopes: Sequence[bytes]) -> tuple[QuoteKept, ...]:
         """Show quotes that this host gave and that receipts name; one result each."""
         results: list[QuoteKept] = []
-        for part in _parts(envelopes, len, VOUCHERS_PER_REQUEST_MAX):
-            body = {"items": [_text(envelope) for envelope in part]}
+        for part in in_parts(envelopes, len, VOUCHERS_PER_REQUEST_MAX):
+            body = {"items": [to_text(envelope) for envelope in part]}
             reply = await self._call("POST", "/v1/quotes", body, QuotesReply)
-            results += _as_many(reply.results, part)
+            results += as_many(reply.results, part)
         return tuple(results)
 
     async def price_index(self) -> tuple[IndexItem, ...]:
@@ -304,7 +308,7 @@ class SettlementClient:
     async def commit_challenge(self, challenge_id: str, roots: bytes) -> CommitmentTaken:
         """Commit to what the memory was filled with."""
         path = f"{_CHALLENGES}/{challenge_id}/commitment"
-        return await self._call("POST", path, {"roots": _text(roots)}, CommitmentTaken)
+        return await self._call("POST", path, {"roots": to_text(roots)}, CommitmentTaken)
 
     async def answer_challenge(
         self, challenge_id: str, answer: bytes, speeds: Speeds
@@ -312,7 +316,7 @@ class SettlementClient:
         """Show what was asked for, and what was measured."""
         path = f"{_CHALLENGES}/{challenge_id}/answer"
         body = {
-            "answer": _text(answer),
+            "answer": to_text(answer),
             "copy_gb_per_s": speeds.copy_gb_per_s,
             "matmul_tflops": speeds.matmul_tflops,
         }
@@ -338,7 +342,7 @@ class SettlementClient:
     def _take_keys(self, key_list: str) -> None:
         """Learn the signing keys, if the root key signed the list and it is not an older one."""
         try:
-            keys = unseal(KEY_LIST, _bytes(key_list), network_id=self._network_id)
+            keys = unseal(KEY_LIST, from_text(key_list), network_id=self._network_id)
         except RemoteProtocolError as error:
             raise SettlementUnreachableError(f"settlement's key list is bad: {error}") from error
         if keys.signer != self._root_key:
@@ -364,14 +368,14 @@ class SettlementClient:
         if content:
             headers["content-type"] = "application/json"
         request = self._http.build_request(method, path, content=content, headers=headers)
-        request.stream = _Body(content)
+        request.stream = Body(content)
         if signed:
             request.headers["authorization"] = self._proof(request, content)
         sent_at_ns = self._clock()
         try:
             response = await self._http.send(request, stream=True)
             try:
-                data = await _read(response)
+                data = await read_body(response)
             finally:
                 await response.aclose()
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
@@ -395,7 +399,7 @@ class SettlementClient:
             issued_at_ns=self._clock(),
             nonce=secrets.token_bytes(ID_BYTES),
         )
-        return f"Sparewatt {_text(seal(self._key, REQUEST_PROOF, proof))}"
+        return f"Sparewatt {to_text(seal(self._key, REQUEST_PROOF, proof))}"
 
     def _learn_clock(self, response: httpx.Response, now_ns: int) -> None:
         date = response.headers.get("date", "")
@@ -433,82 +437,3 @@ def _refusal(status: int, data: bytes) -> SettlementError:
     if status >= _RETRYABLE_STATUS_MIN or status in _RETRYABLE:
         return SettlementUnreachableError(f"settlement answered {status}: {body.message}")
     return SettlementRefusedError(status, body.code or "", body.message)
-
-
-class _Body(httpx.AsyncByteStream):
-    """A request's body in one piece.
-
-    httpx's own is an async generator, which it leaves to the garbage collector when the
-    connection breaks; trio complains of that.
-    """
-
-    def __init__(self, content: bytes) -> None:
-        self._pieces = [content]
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if not self._pieces:
-            raise StopAsyncIteration
-        return self._pieces.pop()
-
-
-async def _read(response: httpx.Response) -> bytes:
-    said = response.headers.get("content-length", "")
-    if said.isdecimal() and int(said[:20]) > RESPONSE_BYTES_MAX:
-        raise SettlementUnreachableError("settlement's answer is too long")
-    data = bytearray()
-    parts = cast(AsyncGenerator[bytes, None], response.aiter_raw())
-    async with contextlib.aclosing(parts):
-        async for part in parts:
-            data += part
-            if len(data) > RESPONSE_BYTES_MAX:
-                raise SettlementUnreachableError("settlement's answer is too long")
-    return bytes(data)
-
-
-def _parts(
-    items: Sequence[ItemT], size_bytes: Callable[[ItemT], int], count_max: int
-) -> Iterator[list[ItemT]]:
-    """Yield the items in pieces that one request may hold."""
-    part: list[ItemT] = []
-    total = 0
-    for item in items:
-        size = size_bytes(item)
-        if part and (len(part) == count_max or total + size > REQUEST_ITEMS_BYTES_MAX):
-            yield part
-            part, total = [], 0
-        part.append(item)
-        total += size
-    if part:
-        yield part
-
-
-def _as_many(results: list[ReplyT], items: Sequence[object]) -> Iterable[ReplyT]:
-    if len(results) != len(items):
-        raise SettlementUnreachableError("settlement answered for another number of items")
-    return results
-
-
-def _receipt_bytes(item: ReceiptItem) -> int:
-    return len(item.batch) + len(item.cosignature or b"") + sum(map(len, item.receipts))
-
-
-def _receipt_item(item: ReceiptItem) -> dict[str, object]:
-    return {
-        "receipts": [_text(receipt) for receipt in item.receipts],
-        "batch": _text(item.batch),
-        "cosignature": _text(item.cosignature) if item.cosignature else None,
-    }
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _bytes(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise SettlementUnreachableError("settlement's answer holds a bad base64 text") from error
