@@ -36,6 +36,9 @@ QUICK_RETRIES_COUNT = 60  # a second apart, for a host that we had a link to: it
 PENDING_RETRIES_COUNT = 3  # so long requests wait for it if there is no other
 GIVE_UP_FAILURES_COUNT = 8  # about four minutes of trying; the DHT may name it again
 LEAVING_CHECK_S = 15.0
+# From a quote for something new to the record that offers it: the host signs it at the same time,
+# on a disk that may be busy. What it still lacks then comes with the next refresh.
+NEWS_WAITS_S = (0.5, 2.0, 8.0)
 RECORD_REFRESH_S = limits.RECORD_ANNOUNCE_NS / limits.SECOND_NS
 
 
@@ -68,6 +71,7 @@ class Discovery:
     owner_keys: Callable[[], frozenset[PublicKey]] = frozenset
     _searches: dict[str, _Search] = field(default_factory=dict)
     _lost: dict[str, trio.Event] = field(default_factory=dict)
+    _told: dict[str, trio.Event] = field(default_factory=dict)
     _limiter: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(LOOKUPS_AT_ONCE_MAX)
     )
@@ -94,9 +98,14 @@ class Discovery:
 
     def host_lost(self, host: Host) -> None:
         """Learn that a host's link is gone."""
-        event = self._lost.get(host.peer_id)
-        if event is not None:
-            event.set()
+        for events in (self._lost, self._told):
+            if host.peer_id in events:
+                events[host.peer_id].set()
+
+    def host_news(self, host: Host) -> None:
+        """Learn that a host quotes what its record does not offer: an engine of it came back."""
+        if host.peer_id in self._told:
+            self._told[host.peer_id].set()
 
     def _search(self, model: str, *, wanted: bool) -> _Search | None:
         key = model_key(model)
@@ -197,6 +206,7 @@ class Discovery:
             await self._keep_link(host, lookups)
             lookups.cancel_scope.cancel()
         self._lost.pop(host.peer_id, None)
+        self._told.pop(host.peer_id, None)
         if not host.is_banned:
             self.table.remove(host)
 
@@ -255,15 +265,30 @@ class Discovery:
         """Stay while the link lives; refresh the record meanwhile."""
         lost = self._lost[host.peer_id]
         refresh_s = trio.current_time() + RECORD_REFRESH_S
+        told = self._told[host.peer_id] = trio.Event()
         while not lost.is_set():
             with trio.move_on_after(LEAVING_CHECK_S):
-                await lost.wait()
+                await told.wait()
+            if told.is_set():
+                told = self._told[host.peer_id] = trio.Event()
+                await self._hear_news(host, lost)
             link = host.link
             if link is not None and not link.is_usable and not link.open_requests:
                 link.close("no new requests are wanted")
             if trio.current_time() >= refresh_s and not lost.is_set():
                 refresh_s = trio.current_time() + RECORD_REFRESH_S
                 await self._refresh(host)
+
+    async def _hear_news(self, host: Host, lost: trio.Event) -> None:
+        """Fetch the record until it offers what the host quotes, but only so often."""
+        for wait_s in NEWS_WAITS_S:
+            with trio.move_on_after(wait_s):
+                await lost.wait()
+            if lost.is_set() or not host.has_news(self.clock()):
+                return
+            await self._refresh(host)
+        if host.link is not None:
+            host.link.quotes.keep(offer.model_id for offer in host.offers)
 
     async def _refresh(self, host: Host) -> None:
         try:

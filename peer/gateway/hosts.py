@@ -62,6 +62,13 @@ class Host:
         """Return what we measured of it for a model."""
         return self.health.get(model.casefold(), healths.UNKNOWN)
 
+    def has_news(self, wall_ns: int) -> bool:
+        """Return whether it quotes a model that its record, as we know it, does not offer."""
+        if self.link is None:
+            return False
+        quoted = (model for model in self.link.quotes if self.link.quotes.live(model, wall_ns))
+        return any(self.offer(model) is None for model in quoted)
+
     @property
     def is_banned(self) -> bool:
         """Whether it cheated."""
@@ -75,12 +82,14 @@ class HostTable:
     Attributes:
         changed: Called when requests that wait may fare better now.
         lost: Called with a host whose link is gone.
+        news: Called with a host that quotes what its record does not offer.
         ready: Called with a host that is greeted or quoted anew.
     """
 
     wallet: Wallet
     changed: Callable[[], None] = lambda: None
     lost: Callable[[Host], None] = lambda host: None
+    news: Callable[[Host], None] = lambda host: None
     ready: Callable[[Host], None] = lambda host: None
     _hosts: dict[PeerId, Host] = field(default_factory=dict)
 
@@ -198,6 +207,8 @@ class HostTable:
                 if known.rtt_ms is None:
                     changed = healths.after_round_trip(known, rtt_ms)
                     host.health[model_key(offer.model_id)] = changed
+        if host.has_news(self.wallet.clock()):
+            self.news(host)
         self.ready(host)
         self.changed()
 

@@ -47,6 +47,12 @@ class Quotes(dict[str, Quote]):
             self.clear()
         self[model_key(quote.model_id)] = quote
 
+    def keep(self, models: Iterable[str]) -> None:
+        """Forget the quotes for all models but these."""
+        kept = {model_key(model) for model in models}
+        for model in self.keys() - kept:
+            del self[model]
+
     def ageing(self, models: Iterable[str], now_ns: int, wall_ns: int) -> Iterator[str]:
         """Yield the models whose quote is to be asked for again now, and note that it is.
 

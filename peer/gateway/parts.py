@@ -140,6 +140,7 @@ def connect(
     table.ready = ready
     table.changed = changed
     table.lost = discovery.host_lost
+    table.news = discovery.host_news
     wallet.changed = scout.purse_changed
     dispatcher.look_up = discovery.look_up
     return Parts(core, discovery, scout)

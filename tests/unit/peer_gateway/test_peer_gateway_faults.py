@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pytest
 import trio
-from gateway_kit import Script, chat, open_world
+from gateway_kit import MODEL, Script, chat, offer, open_world, until
 from trio.testing import MockClock
 
 from p2p.receipts.chain import ReceiptChain, encode_receipt
@@ -22,6 +22,7 @@ from p2p.signing import sealed
 from p2p.testing import money
 from p2p.types import AllowanceId, RequestId
 from peer.gateway.books import SUBMIT_BATCHES_MAX, Books
+from peer.gateway.discover import LEAVING_CHECK_S, NEWS_WAITS_S, RECORD_REFRESH_S
 from peer.gateway.journal import Journal
 from peer.group_commit import JournalError
 
@@ -128,6 +129,46 @@ async def test_link_of_a_host_that_never_ends_a_cancelled_request_is_dropped(
         host.script = Script()
         await world.wait_ready(host)
         assert (await world.ask(chat(), folds=True).wait()).error is None
+
+
+@pytest.mark.parametrize("signs_after_s", [0, 1])
+async def test_engine_that_was_long_away_is_used_again_as_soon_as_its_host_quotes_it(
+    tmp_path: Path, autojump_clock: MockClock, signs_after_s: float
+) -> None:
+    async with open_world(tmp_path) as world:
+        host = await world.add_host("a")
+        await world.wait_ready(host)
+        (table_host,) = world.parts.core.table
+        (end,) = host.links
+        offers, host.offers = host.offers, ()
+        await trio.sleep(RECORD_REFRESH_S + LEAVING_CHECK_S + 5)
+        assert table_host.offers == ()
+        host.offers = offers
+        end.send_quote(offers[0].model_id)
+        end.wake()
+        host.offers = ()
+        await trio.sleep(signs_after_s)
+        host.offers = offers
+        with trio.fail_after(5):
+            await until(lambda: table_host.offers)
+            assert (await world.ask(chat(), folds=True).wait()).error is None
+
+
+async def test_quote_that_no_record_offers_is_forgotten(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(tmp_path) as world:
+        host = await world.add_host("a")
+        await world.wait_ready(host)
+        (table_host,) = world.parts.core.table
+        asked = host.sequence
+        host.offers = (*host.offers, offer(model="org/other"))
+        host.links[0].send_quote("org/other")
+        host.links[0].wake()
+        host.offers = host.offers[:1]
+        await trio.sleep(60)
+        assert host.sequence - asked <= len(NEWS_WAITS_S)
+        assert [each.model_id for each in table_host.link.quotes.values()] == [MODEL]
 
 
 async def test_request_when_there_is_no_host_at_all_is_refused_in_time_and_says_so(
