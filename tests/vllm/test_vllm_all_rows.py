@@ -1,32 +1,32 @@
-"""A real vLLM through every row of its table, and its own list of parameters against ours."""
+"""A real vLLM, sealed in by podman, through every row of its table; its own list of parameters
+against ours."""
 
 import json
 import os
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trio
-from engine_kit import wait_state
-from rows_kit import ask, prepared, try_refusals, try_rows
-from vllm_kit import MODEL, VllmNetwork
+from live_engine import LiveEngine
+from rows_kit import (
+    SING,
+    Rows,
+    left_out_in_silence,
+    refusal_problem,
+    rows_of,
+)
+from sealed_kit import PYTHON, seal_problems, sealed_vllm, servers_in
 
-from p2p.session.events import ErrorInfo
-from p2p.types import ModelId
-from peer.host.config import EngineTimeouts
+from p2p.types import Feature
 from peer.host.engines.abilities import Ability
-from peer.host.engines.api import EngineModel, EngineState
-from peer.host.engines.client import HttpEngineClient
+from peer.host.engines.api import EngineFailure
 from peer.host.engines.parameters import TABLES
-from peer.host.engines.selftest import TestedEngine
-from peer.http.loop import Loop
-from peer.http.target import EngineTarget
+from peer.host.engines.parameters.messages import MESSAGE_RULES, PART_RULES
+from peer.host.sandbox.settings import SandboxKind
 
 pytestmark = pytest.mark.vllm
 KIND = "vllm"
-PYTHON = Path(__file__).resolve().parents[2] / ".venv-vllm" / "bin" / "python"
 FIELDS = """
 import json
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -35,39 +35,20 @@ print(json.dumps(sorted({*ChatCompletionRequest.model_fields, *CompletionRequest
 """
 
 
-class SocketEngine:
-    """The vLLM behind a unix socket, with nobody in between."""
-
-    parameter_table = KIND
-    detail = "vLLM"
-    pid: int | None = None
-    restarts = 0
-    loaded_percent = 100
-    load = None
-
-    def __init__(self, socket: Path, loop: Loop) -> None:
-        self.client = HttpEngineClient(loop, EngineTarget(unix_path=socket), EngineTimeouts())
-        self.start = self.client.start
-        self.count_prompt = self.client.count_prompt
-        self.state = EngineState.READY
-        self.models = (EngineModel(ModelId(MODEL), MODEL, 2048, 2048, (), "vllm"),)
-
-    def on_change(self, changed: object) -> None:
-        pass
-
-    async def run(self) -> None:
-        await trio.sleep_forever()
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sealed")
 
 
-@asynccontextmanager
-async def open_engine(socket: Path) -> AsyncIterator[SocketEngine]:
-    loop = Loop()
-    engine = SocketEngine(socket, loop)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(loop.run)
-        yield engine
-        engine.client.close()
-        nursery.cancel_scope.cancel()
+@pytest.fixture(scope="module")
+def live(place: Path) -> Iterator[LiveEngine]:
+    with sealed_vllm(SandboxKind.PODMAN, place) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def rows(live: LiveEngine) -> Rows:
+    return Rows(live)
 
 
 def test_every_field_of_vllms_requests_is_in_its_table() -> None:
@@ -79,24 +60,46 @@ def test_every_field_of_vllms_requests_is_in_its_table() -> None:
     assert fields - set(TABLES[KIND].rules) == set()
 
 
-async def test_every_row_of_the_table_does_what_it_says(vllm: VllmNetwork) -> None:
-    async with open_engine(vllm.engine_socket) as engine:
-        first, second = (await ask(engine, KIND, return_token_ids=True)).answer.token_ids[:2]
-        assert await try_rows(engine, KIND, first, second) == []
-    assert try_refusals(KIND) == []
+def test_vllm_serves_without_network_rights_and_a_root_to_write_to(
+    live: LiveEngine, place: Path
+) -> None:
+    servers = servers_in(place)
+    assert servers
+    assert [problem for each in servers for problem in seal_problems(each)] == []
 
 
-async def test_self_test_finds_what_vllm_does(vllm: VllmNetwork) -> None:
-    async with open_engine(vllm.engine_socket) as engine, trio.open_nursery() as nursery:
-        tested = TestedEngine(engine)
-        nursery.start_soon(tested.run)
-        await wait_state(tested, EngineState.READY)
-        nursery.cancel_scope.cancel()
-    # Text only; tools are there if vLLM was told how this model writes them.
-    assert tested.models[0].missing <= {Ability.IMAGES, Ability.TOOLS}
-    assert Ability.IMAGES in tested.models[0].missing
+def test_self_test_finds_what_vllm_does(live: LiveEngine) -> None:
+    assert live.missing == {Ability.IMAGES}  # the model has no eyes
+    assert set(live.model.features) == set(Feature)
 
 
-def test_requests_that_vllm_would_bend_are_refused_here() -> None:
+@pytest.mark.parametrize("name", rows_of(KIND))
+def test_row_does_what_it_says(rows: Rows, name: str) -> None:
+    assert rows.try_row(name) == ""
+
+
+@pytest.mark.parametrize("name", MESSAGE_RULES)
+def test_field_of_a_message_does_what_it_says(rows: Rows, name: str) -> None:
+    assert rows.try_field(name) == ""
+
+
+@pytest.mark.parametrize("kind", PART_RULES)
+def test_part_of_a_message_does_what_it_says(rows: Rows, kind: str) -> None:
+    assert rows.try_part(kind) == ""
+
+
+@pytest.mark.parametrize(("name", "value"), left_out_in_silence(KIND).items())
+def test_what_is_refused_would_have_been_left_out_in_silence(
+    live: LiveEngine, rows: Rows, name: str, value: object
+) -> None:
+    answer = live.raw(**{name: value})
+    assert isinstance(answer, EngineFailure) or answer.text == rows.ask().text
+
+
+def test_begun_answer_is_gone_on_with(rows: Rows) -> None:
+    assert rows.ask(**SING, max_tokens=2).text == " la la"
+
+
+def test_requests_that_vllm_would_bend_are_refused_here(live: LiveEngine) -> None:
     for name, value in {"n": 2, "prompt_logprobs": 1, "kv_transfer_params": {"a": 1}}.items():
-        assert isinstance(prepared(KIND, **{name: value}), ErrorInfo)
+        assert refusal_problem(live.prepared(**{name: value}), name) == ""

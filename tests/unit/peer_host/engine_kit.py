@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -220,10 +221,17 @@ async def open_llamacpp(
     model: Path | None = None,
     timeouts: EngineTimeouts | None = None,
     is_run: bool = True,
-    deadline_s: float = 60,
+    deadline_s: float | None = 60,
+    template: str = "",
+    context_tokens: int = 512,
 ) -> AsyncIterator[SupervisedEngine]:
     loop = Loop()
-    spec = LlamacppSpec(model=model or model_file(), model_id=SMOLLM2, context_tokens=512)
+    spec = LlamacppSpec(
+        model=model or model_file(),
+        model_id=SMOLLM2,
+        template=template,
+        context_tokens=context_tokens,
+    )
     engine = SupervisedEngine(
         LlamacppRecipe(spec),
         loop,
@@ -231,7 +239,7 @@ async def open_llamacpp(
         place=EnginePlace(socket_dir=tmp_path / "sock", log_path=tmp_path / "engine.log", slots=2),
         timeouts=timeouts or EngineTimeouts(),
     )
-    with trio.fail_after(deadline_s):
+    with trio.fail_after(math.inf if deadline_s is None else deadline_s):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(loop.run)
             if is_run:

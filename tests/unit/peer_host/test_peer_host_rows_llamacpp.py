@@ -1,87 +1,184 @@
 """The real llama.cpp through every row of its table, and through its self-test."""
 
-import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-import trio
-from engine_kit import Sink, open_llamacpp, wait_state
-from rows_kit import TOOL, ask, prepared, try_refusals, try_rows
+from engine_kit import open_llamacpp
+from live_engine import Asked, LiveEngine, live_engine
+from rows_kit import (
+    CALL,
+    CLOSED,
+    NAMED,
+    PAIR,
+    SING,
+    TOOLS_TEMPLATE,
+    TWO,
+    Rows,
+    calls,
+    is_in_prompt,
+    left_out_in_silence,
+    refusal_problem,
+    rows_of,
+    tool,
+)
 
 from p2p.types import Feature
 from peer.host.engines.abilities import Ability
-from peer.host.engines.api import Engine, EngineState
+from peer.host.engines.api import EngineFailure
 from peer.host.engines.parameters import TABLES
-from peer.host.engines.selftest import TestedEngine
-from peer.host.engines.trials import Answer, read_answer
+from peer.host.engines.parameters.messages import MESSAGE_RULES, PART_RULES
 
 pytestmark = [pytest.mark.engine, pytest.mark.sockets]
 KIND = "llamacpp"
+READY_S_MAX = 300
+FORM = {"type": "json_schema", "json_schema": {"name": "a", "schema": CLOSED}}
 
 
-async def raw(engine: Engine, **fields: object) -> Answer | str:
-    """Return what the engine says to a request that no table has seen."""
-    body = json.loads(prepared(KIND).body) | fields
-    sink = Sink()
-    engine.start(json.dumps(body).encode(), sink)
-    await sink.over.wait()
-    return read_answer(sink.events) if sink.failure is None else sink.failure.message
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEngine]:
+    """llama.cpp with a template that knows tools; one for all rows."""
+    template = TOOLS_TEMPLATE.read_text(encoding="utf-8")
+    place = tmp_path_factory.mktemp("rows")
+    with live_engine(
+        lambda: open_llamacpp(
+            place, template=template, context_tokens=1024, is_run=False, deadline_s=None
+        ),
+        KIND,
+        within_s=READY_S_MAX,
+    ) as opened:
+        yield opened
 
 
-async def test_every_row_of_the_table_does_what_it_says(tmp_path) -> None:
-    async with open_llamacpp(tmp_path, deadline_s=300) as engine:
-        await wait_state(engine, EngineState.READY)
-        asked = await ask(engine, KIND, logprobs=True, top_logprobs=1)
-        ids = [
-            entry["id"]
-            for event in asked.events
-            for choice in event["choices"]
-            for entry in (choice.get("logprobs") or {}).get("content", [])
-        ]
-        assert await try_rows(engine, KIND, ids[0], ids[1]) == []
-    assert try_refusals(KIND) == []
+@pytest.fixture(scope="module")
+def rows(live: LiveEngine) -> Rows:
+    return Rows(live)
 
 
-async def test_what_is_refused_would_have_been_left_out_in_silence(tmp_path) -> None:
-    async with open_llamacpp(tmp_path, deadline_s=300) as engine:
-        await wait_state(engine, EngineState.READY)
-        plain = await raw(engine)
-        ignored: dict[str, object] = {
-            "echo": True,
-            "return_token_ids": True,
-            "repetition_penalty": 10,
-            "min_tokens": 100,
-            "prompt_logprobs": 1,
-            "best_of": 3,
-            "tools": [TOOL],
-        }
-        for name, value in ignored.items():
-            fields = {name: value, "tool_choice": "required"} if name == "tools" else {name: value}
-            answer = await raw(engine, **fields)
-            assert isinstance(answer, Answer), (name, answer)
-            assert (answer.calls, answer.token_ids) == ((), ()), name
-            if name != "tools":  # which its template writes into the prompt, or not
-                assert answer.text == plain.text, name
-        twice = await raw(engine, n=2)
-        assert isinstance(twice, Answer)
-        # What nobody paid for: its usage counts one of the answers only.
-        assert (len(twice.pieces), twice.tokens) == (2 * len(plain.pieces), plain.tokens)
+@pytest.mark.parametrize("name", rows_of(KIND))
+def test_row_does_what_it_says(rows: Rows, name: str) -> None:
+    assert rows.try_row(name) == ""
 
 
-async def test_self_test_announces_what_this_engine_and_model_do(tmp_path) -> None:
-    async with open_llamacpp(tmp_path, is_run=False, deadline_s=180) as engine:
-        tested = TestedEngine(engine)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(tested.run)
-            await wait_state(tested, EngineState.READY)
-            nursery.cancel_scope.cancel()
-    (model,) = tested.models
-    assert model.features == (
-        *(Feature.STREAM, Feature.USAGE, Feature.LOGPROBS, Feature.JSON_SCHEMA),
-        Feature.CONTINUE,
-    )
-    # Its template knows no tools, it has no eyes, and ids come with log probabilities only.
-    assert model.missing == {Ability.TOOLS, Ability.IMAGES, Ability.TOKEN_IDS}
+@pytest.mark.parametrize("name", MESSAGE_RULES)
+def test_field_of_a_message_does_what_it_says(rows: Rows, name: str) -> None:
+    assert rows.try_field(name) == ""
+
+
+@pytest.mark.parametrize("kind", PART_RULES)
+def test_part_of_a_message_does_what_it_says(rows: Rows, kind: str) -> None:
+    assert rows.try_part(kind) == ""
+
+
+def test_samples_are_of_rows_that_there_are(rows: Rows) -> None:
+    known = {name for table in TABLES.values() for name in table.rules}
+    assert set(rows.samples) <= known
+
+
+@pytest.mark.parametrize(("name", "value"), left_out_in_silence(KIND).items())
+def test_what_is_refused_would_have_been_left_out_in_silence(
+    live: LiveEngine, rows: Rows, name: str, value: object
+) -> None:
+    answer = live.raw(**{name: value})
+    assert isinstance(answer, Asked), answer
+    assert answer.text == rows.ask().text
+    assert answer.answer.token_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    {
+        "echo": True,
+        "repetition_penalty": 10,  # which it knows by another name
+        "min_tokens": 100,
+        "prompt_logprobs": 1,
+        "best_of": 3,
+    }.items(),
+)
+def test_engine_would_ignore_what_is_refused_or_renamed(
+    live: LiveEngine, rows: Rows, name: str, value: object
+) -> None:
+    answer = live.raw(**{name: value})
+    assert isinstance(answer, Asked), answer
+    assert answer.text == rows.ask().text
+
+
+def test_second_answer_would_be_made_and_not_be_counted(live: LiveEngine, rows: Rows) -> None:
+    twice, once = live.raw(n=2), rows.ask()
+    assert isinstance(twice, Asked)
+    assert len(twice.answer.pieces) == 2 * len(once.answer.pieces)
+    assert twice.answer.tokens == once.answer.tokens
+
+
+def test_two_calls_would_be_made_where_one_at_a_time_was_asked_for(live: LiveEngine) -> None:
+    answer = live.raw(**PAIR, parallel_tool_calls=False)
+    assert isinstance(answer, Asked)
+    assert len(answer.answer.calls) == 2
+
+
+def test_choice_of_one_function_would_be_taken_for_any(live: LiveEngine) -> None:
+    chosen = [live.raw(**TWO, tool_choice={**NAMED, "function": {"name": name}}) for name in "fg"]
+    one, other = chosen
+    assert isinstance(one, Asked)
+    assert isinstance(other, Asked)
+    assert one.answer.calls == other.answer.calls != ()
+
+
+def test_effort_of_reasoning_would_reach_only_a_template_that_knows_it(
+    live: LiveEngine, rows: Rows
+) -> None:
+    answer = live.raw(reasoning_effort="high")
+    assert isinstance(answer, Asked)
+    assert is_in_prompt(answer, rows.ask())
+
+
+def test_clashing_parameters_are_refused_and_would_fail_or_be_left_out(live: LiveEngine) -> None:
+    required = {**CALL, "tool_choice": "required"}
+    values = {"logprobs": True, "response_format": FORM}
+    assert {(each.refused, each.beside) for each in TABLES[KIND].clashes} == {
+        (name, "tools") for name in values
+    }
+    for name, value in values.items():
+        assert refusal_problem(live.prepared(**required, **{name: value}), name) == ""
+        answer = live.raw(**required, **{name: value})
+        assert isinstance(answer, EngineFailure) or answer.answer.calls == (), name
+
+
+def test_begun_answer_is_gone_on_with_but_not_beside_what_stands_alone(
+    live: LiveEngine, rows: Rows
+) -> None:
+    assert rows.ask(**SING, max_tokens=2).text == " la la"
+    values = {"response_format": FORM, "tools": [tool("f")]}
+    assert set(TABLES[KIND].alone) == set(values)
+    for name, value in values.items():
+        assert refusal_problem(live.prepared(**SING, **{name: value}), name) == ""
+        answer = live.raw(**SING, **{name: value}, max_tokens=20)
+        assert isinstance(answer, EngineFailure) or answer.text.startswith(" la"), name
+
+
+def test_engine_with_a_template_for_tools_announces_them(live: LiveEngine, rows: Rows) -> None:
+    assert Feature.TOOLS in live.model.features
+    # It has no eyes, and ids come with log probabilities only.
+    assert live.missing == {Ability.IMAGES, Ability.TOKEN_IDS}
     assert Ability.TOKEN_IDS not in TABLES[KIND].abilities
-    (test,) = tested.self_tests
-    assert test.announced
-    assert test.tokens < 250
+    assert calls("f")(rows.ask(**CALL, tool_choice="required"), rows.few)
+
+
+def test_engine_whose_template_knows_no_tools_announces_none_and_refuses_them(
+    tmp_path: Path,
+) -> None:
+    with live_engine(
+        lambda: open_llamacpp(tmp_path, is_run=False, deadline_s=None), KIND, within_s=READY_S_MAX
+    ) as live:
+        assert live.model.features == (
+            *(Feature.STREAM, Feature.USAGE, Feature.LOGPROBS, Feature.JSON_SCHEMA),
+            Feature.CONTINUE,
+        )
+        assert live.missing == {Ability.TOOLS, Ability.IMAGES, Ability.TOKEN_IDS}
+        assert live.self_test.announced
+        assert live.self_test.tokens < 250
+        for name, value in {"tools": CALL["tools"], "tool_choice": "required"}.items():
+            assert refusal_problem(live.prepared(**{name: value}), name) == ""
+        silent = live.raw(**{**CALL, "max_tokens": 12}, tool_choice="required")
+        assert isinstance(silent, Asked)
+        assert silent.answer.calls == ()  # it would have been left out in silence

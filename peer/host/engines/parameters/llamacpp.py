@@ -14,12 +14,13 @@ from peer.host.engines.parameters.rules import (
     Clash,
     Rule,
     Table,
+    Unsupported,
     boolean,
     force,
     forward,
     refuse,
 )
-from peer.host.engines.parameters.schemas import check_object
+from peer.host.engines.parameters.schemas import check_object, check_tool_choice
 
 SEED_MAX = 2**32 - 2  # 2**32 - 1 means "by chance", and above it seeds wrap around
 _INSIDE = "an inner part of the server"
@@ -33,6 +34,13 @@ def check_template_switches(value: object) -> str:
     return check_object(value, {"enable_thinking": boolean, "thinking": boolean})
 
 
+def check_tool_word(value: object) -> str:
+    """Want a word: which function is meant, this engine would leave out in silence."""
+    if isinstance(value, dict):
+        return Unsupported("must be none, auto or required: this engine can't be held to one")
+    return check_tool_choice(value)
+
+
 TEMPLATE_SWITCHES = forward(
     check_template_switches,
     "enable_thinking or thinking, true or false",
@@ -41,6 +49,14 @@ TEMPLATE_SWITCHES = forward(
 )
 
 _OWN: Mapping[str, Rule] = {
+    "tool_choice": forward(
+        check_tool_word,
+        "none, auto or required",
+        "which function is meant would be left out in silence",
+        needs=Ability.TOOLS,
+    ),
+    "parallel_tool_calls": refuse("this engine would leave it out in silence", True),
+    "reasoning_effort": refuse("templates that do not know it would leave it out", "medium"),
     "seed": whole_between(
         0, SEED_MAX, "larger ones would wrap around, and -1 means by chance", needs=Ability.SEED
     ),
