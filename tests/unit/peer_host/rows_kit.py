@@ -316,7 +316,6 @@ def _samples() -> dict[str, Sample]:
         # vLLM's own
         "reasoning_effort": Sample("low", is_in_prompt),
         "include_reasoning": Sample(False, is_plain),  # a model that does not think
-        "thinking_token_budget": Sample(4, is_plain),
         "structured_outputs": Sample(
             {"choice": ["x7"]}, lambda asked, _: asked.text.strip() == "x7", tokens=20
         ),

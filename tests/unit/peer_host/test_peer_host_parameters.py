@@ -253,8 +253,7 @@ def test_llamacpp_gets_a_repetition_penalty_under_its_own_name() -> None:
 def test_values_are_brought_into_bounds() -> None:
     assert sent(logprobs=True, top_logprobs=50)["top_logprobs"] == 20
     assert sent("tgi", logprobs=True, top_logprobs=50)["top_logprobs"] == 5
-    budget = sent("vllm", thinking_token_budget=10**6, max_tokens=12)
-    assert budget["thinking_token_budget"] == 12
+    assert sent("vllm", max_completion_tokens=10**6, max_tokens=12)["max_tokens"] == 12
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from rows_kit import (
     tool,
 )
 
+from p2p.errors import ErrorCode
+from p2p.session.events import ErrorInfo
 from p2p.types import Feature
 from peer.host.engines.abilities import Ability
 from peer.host.engines.api import EngineFailure
@@ -110,18 +112,15 @@ def test_second_answer_would_be_made_and_not_be_counted(live: LiveEngine, rows: 
     assert twice.answer.tokens == once.answer.tokens
 
 
-def test_two_calls_would_be_made_where_one_at_a_time_was_asked_for(live: LiveEngine) -> None:
-    answer = live.raw(**PAIR, parallel_tool_calls=False)
+def test_two_calls_would_be_made_where_one_of_another_function_was_asked_for(
+    live: LiveEngine,
+) -> None:
+    answer = live.raw(**PAIR, parallel_tool_calls=False, tool_choice=NAMED)
     assert isinstance(answer, Asked)
-    assert len(answer.answer.calls) == 2
-
-
-def test_choice_of_one_function_would_be_taken_for_any(live: LiveEngine) -> None:
-    chosen = [live.raw(**TWO, tool_choice={**NAMED, "function": {"name": name}}) for name in "fg"]
-    one, other = chosen
-    assert isinstance(one, Asked)
-    assert isinstance(other, Asked)
-    assert one.answer.calls == other.answer.calls != ()
+    assert calls("f", "f")(answer, answer)
+    refused = live.prepared(**TWO, tool_choice=NAMED)
+    assert isinstance(refused, ErrorInfo)
+    assert (refused.code, refused.param) == (ErrorCode.UNSUPPORTED_PARAMETER, "tool_choice")
 
 
 def test_effort_of_reasoning_would_reach_only_a_template_that_knows_it(

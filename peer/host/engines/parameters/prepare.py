@@ -191,11 +191,7 @@ def _settle_last(table: Table, last: object, kept: dict[str, object]) -> ErrorIn
 def _output_bound(kept: dict[str, object], most: int) -> int:
     """Return the bound on the answer, and leave only one name for it."""
     asked = (kept.pop("max_tokens", None), kept.pop("max_completion_tokens", None))
-    bound = min([most, *(value for value in asked if type(value) is int)])
-    budget = kept.get("thinking_token_budget")
-    if type(budget) is int:
-        kept["thinking_token_budget"] = min(budget, bound)
-    return bound
+    return min([most, *(value for value in asked if type(value) is int)])
 
 
 def _completions_refusal(fields: dict[str, object]) -> ErrorInfo | None:

@@ -8,7 +8,6 @@ from peer.host.engines.abilities import Ability
 from peer.host.engines.parameters.common import COMMON, flag
 from peer.host.engines.parameters.llamacpp import TEMPLATE_SWITCHES
 from peer.host.engines.parameters.rules import (
-    Action,
     Rule,
     Table,
     forward,
@@ -50,8 +49,8 @@ def _check_salt(value: object) -> str:
 _OWN: Mapping[str, Rule] = {
     "reasoning_effort": forward(one_of(*_EFFORTS), f"one of {', '.join(_EFFORTS)}"),
     "include_reasoning": flag(),
-    "thinking_token_budget": Rule(
-        Action.CLAMP, "to what the offer allows", whole(1, 2**31 - 1), "a whole number from 1"
+    "thinking_token_budget": refuse(
+        "fails where vLLM was not told how the model reasons; use max_tokens"
     ),
     "chat_template_kwargs": TEMPLATE_SWITCHES,
     "return_token_ids": flag(needs=Ability.TOKEN_IDS),
