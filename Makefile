@@ -76,7 +76,7 @@ test-more: venv-dev apt apt-sandbox tests/interop/node_modules
 	@$(BIN)/python .ci/no_skips.py build/test-more.xml
 	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=4
 
-# A host on a real vLLM, on the CPU: 4 GB of packages, a quarter of an hour the first time. Not in CI.
+# A host on a real vLLM, on the CPU: 4 GB of packages, half an hour the first time. Not in CI.
 test-vllm: venv-dev apt-sandbox
 	@$(PYTHON) requirements/install_vllm.py
 	$(PYTEST) -m vllm -o faulthandler_timeout=0 tests/vllm --junitxml=build/test-vllm.xml
