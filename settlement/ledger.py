@@ -16,9 +16,12 @@ from. Fees are differences of cumulatives: ``floor(cum * bps / 10000)``.
 """
 
 import enum
+import functools
 from collections.abc import Set
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from p2p import limits
 from p2p.receipts.cost import fee_micros
@@ -26,6 +29,7 @@ from p2p.receipts.messages import Close, Voucher
 from p2p.signing import Signed
 from p2p.types import AllowanceId, Digest, PeerId, PublicKey, sha256
 from settlement.money import (
+    NAMES_CACHED_MAX,
     AccountClass,
     Transaction,
     TransactionKind,
@@ -130,8 +134,7 @@ class AllowanceState(NamedTuple):
         return self.closed and self.limit_micros == self.posted_micros
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """A new state and the money that moved with it; no transaction if none did."""
 
     state: AllowanceState
@@ -301,8 +304,7 @@ class VoucherOutcome(enum.Enum):
     REFUSED = "refused"
 
 
-@dataclass(frozen=True, slots=True)
-class VoucherEffect:
+class VoucherEffect(msgspec.Struct, frozen=True):
     """What a voucher did.
 
     Attributes:
@@ -337,7 +339,7 @@ def present_voucher(
     refusal = _voucher_refusal(state, voucher, now_ns)
     if refusal:
         return VoucherEffect(VoucherOutcome.REFUSED, Change(state), reason=refusal)
-    if sha256(voucher.envelope) in same_sequence:
+    if same_sequence and sha256(voucher.envelope) in same_sequence:
         return VoucherEffect(VoucherOutcome.DUPLICATE, Change(state))
     contradicts = bool(same_sequence)
     cum = voucher.value.cum_micros
@@ -379,15 +381,24 @@ def _posting(
         return (), 0
     fee = fee_micros(cum_micros, state.fee_bps) - fee_micros(before, state.fee_bps)
     earned = cum_micros - before - fee
-    target = AccountClass.HOST_HELD if is_held else AccountClass.HOST_PAYABLE
+    reserved, target = _post_accounts(state.account_id, state.host_peer_id, is_held)
     name = state.allowance_id.hex()
-    moves = (
-        (account_name(AccountClass.CLIENT_RESERVED, state.account_id), before - cum_micros),
-        (account_name(target, state.host_peer_id), earned),
-        (account_name(AccountClass.PLATFORM_FEE), fee),
-    )
+    moves = ((reserved, before - cum_micros), (target, earned), (_FEE_ACCOUNT, fee))
     moved = transaction(f"post:{name}:{cum_micros}", TransactionKind.POST, name, now_ns, moves)
     return (moved,), earned
+
+
+_FEE_ACCOUNT = account_name(AccountClass.PLATFORM_FEE)
+
+
+@functools.lru_cache(maxsize=NAMES_CACHED_MAX)
+def _post_accounts(account_id: str, host_peer_id: PeerId, is_held: bool) -> tuple[str, str]:  # noqa: FBT001 - a cache's key
+    """Return who pays a voucher and who gets it. The same few pairs over and over."""
+    target = AccountClass.HOST_HELD if is_held else AccountClass.HOST_PAYABLE
+    return (
+        account_name(AccountClass.CLIENT_RESERVED, account_id),
+        account_name(target, host_peer_id),
+    )
 
 
 # -- close, void, release ---------------------------------------------------------------------

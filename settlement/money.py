@@ -8,8 +8,9 @@ account is the sum of its entries; money that came from outside shows as a negat
 import enum
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from p2p import limits
 from p2p.errors import SparewattError
@@ -17,7 +18,7 @@ from p2p.errors import SparewattError
 TRANSACTION_ENTRIES_MAX = 16
 TRANSACTION_ID_BYTES_MAX = 160
 ACCOUNT_NAME_BYTES_MAX = 128
-_NAMES_CACHED_MAX = 16_384  # a batch of vouchers names the same few accounts over and over
+NAMES_CACHED_MAX = 16_384  # a batch of vouchers names the same few accounts over and over
 
 
 class LedgerError(SparewattError):
@@ -75,8 +76,7 @@ class Entry(NamedTuple):
     micros: int
 
 
-@dataclass(frozen=True, slots=True)
-class Transaction:
+class Transaction(msgspec.Struct, frozen=True):
     """A movement of money whose entries sum to zero. Written once, never changed.
 
     Attributes:
@@ -121,7 +121,7 @@ def transaction(
     return Transaction(transaction_id, kind, reference, at_ns, entries)
 
 
-@functools.lru_cache(maxsize=_NAMES_CACHED_MAX)
+@functools.lru_cache(maxsize=NAMES_CACHED_MAX)
 def account_name(kind: AccountClass, owner: str = "") -> str:
     """Return an account's name, e.g. ``client:available:acct_1``.
 
@@ -140,7 +140,7 @@ def account_name(kind: AccountClass, owner: str = "") -> str:
     return name
 
 
-@functools.lru_cache(maxsize=_NAMES_CACHED_MAX)
+@functools.lru_cache(maxsize=NAMES_CACHED_MAX)
 def account_class(name: str) -> AccountClass:
     """Return the class of an account name.
 

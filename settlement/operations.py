@@ -8,6 +8,8 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from p2p import limits
 from p2p.receipts.messages import Close, Enrolment, Voucher
 from p2p.signing import Signed
@@ -218,8 +220,7 @@ def _terms(account: Account | None, host: Machine, issuer: Issuer) -> Terms:
 # -- vouchers and closes ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class VoucherResult:
+class VoucherResult(msgspec.Struct, frozen=True):
     """What became of one voucher.
 
     Attributes:
@@ -276,13 +277,14 @@ def post_vouchers(
             name = allowance_id.hex()
             results.append(VoucherResult(name, VoucherOutcome.REFUSED, reason=reason))
             continue
-        same = known.get(_key(item), frozenset())
+        key = (allowance_id, item.value.sequence)
+        same = known.get(key, frozenset())
         effect = ledger.present_voucher(state, item, same_sequence=same, now_ns=now_ns)
         states[allowance_id] = effect.change.state
         changes.append(effect.change)
         if effect.keep:
             kept.append(_stored(item))
-            known[_key(item)] = same | {kept[-1].digest}
+            known[key] = same | {kept[-1].digest}
         results.append(_voucher_result(effect))
     _write_changes(store, before, states, changes)
     store.keep_vouchers(kept)

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from p2p.errors import SparewattError
 from p2p.types import AllowanceId, Digest, PeerId, RequestId
 from settlement.hardware_store import HardwareReading, HardwareWriting
@@ -85,8 +87,7 @@ class Machine:
     revoked_at_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class StoredVoucher:
+class StoredVoucher(msgspec.Struct, frozen=True):
     """A voucher as evidence."""
 
     allowance_id: AllowanceId

@@ -3,7 +3,6 @@
 Each item of a batch is read on its own: a bad one is refused with its reason and harms no other.
 """
 
-import base64
 import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,6 +126,6 @@ def _checked_batch(network_id: NetworkId, item: ReceiptTexts) -> CheckedBatch:
 
 def _decoded(text: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        return binascii.a2b_base64(text, strict_mode=True)
     except (binascii.Error, ValueError) as error:
         raise RemoteProtocolError("not base64") from error

@@ -142,9 +142,10 @@ class Quote:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Voucher:
+class Voucher(msgspec.Struct, frozen=True, kw_only=True):
     """All that the gateway owes a host under one allowance, signed by its wallet key.
+
+    A struct like ``Receipt``, as settlement reads thousands a second.
 
     Attributes:
         sequence: Rises with each voucher of the allowance; the same one with other content is
@@ -162,6 +163,17 @@ class Voucher:
     chain_head: Digest
 
     def __post_init__(self) -> None:
+        is_good = (
+            len(self.allowance_id) == ID_BYTES
+            and len(self.chain_head) == DIGEST_BYTES
+            and 1 <= self.sequence < 2**63
+            and 0 <= self.cum_micros <= limits.MICROS_MAX
+        )
+        if not is_good:
+            self._check_each()
+
+    def _check_each(self) -> None:
+        """Raise ValueError with the name of the field that is wrong."""
         require_bytes("allowance_id", self.allowance_id, ID_BYTES)
         require_range("sequence", self.sequence, 1, 2**63 - 1)
         require_range("cum_micros", self.cum_micros, 0, limits.MICROS_MAX)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -361,7 +362,9 @@ def test_check_voucher_evidence_is_bounded():
 def test_check_voucher_other_key_other_host_unknown_allowance_are_refused():
     made = customer()
     stolen = money.voucher(1, 10, wallet=money.key("thief"))
-    value = dataclasses.replace(money.voucher(1, 10).value, host_peer_id=money.key("other").peer_id)
+    value = msgspec.structs.replace(
+        money.voucher(1, 10).value, host_peer_id=money.key("other").peer_id
+    )
     elsewhere = Signed(value, money.WALLET.public, b"")
     for voucher in (stolen, elsewhere, money.voucher(1, 10, name="unknown")):
         assert made.check_voucher(voucher).outcome is VoucherOutcome.REFUSED

@@ -1,7 +1,6 @@
 """One byte string per value, and no second reading of one."""
 
-import dataclasses
-
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -53,7 +52,9 @@ def test_decode_value_one_byte_changed_is_refused_or_another_value(at, byte):
     head=st.binary(min_size=32, max_size=32),
 )
 def test_encode_value_any_voucher_comes_back(sequence, cum, head):
-    value = dataclasses.replace(VOUCHER, sequence=sequence, cum_micros=cum, chain_head=Digest(head))
+    value = msgspec.structs.replace(
+        VOUCHER, sequence=sequence, cum_micros=cum, chain_head=Digest(head)
+    )
     assert decode(encode_value(value, money_pb2.Voucher)) == value
 
 

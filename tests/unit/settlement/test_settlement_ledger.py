@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -190,7 +191,7 @@ def test_voucher_repeated_is_a_duplicate():
             sealed(
                 WALLET,
                 VOUCHER,
-                dataclasses.replace(voucher(1, 1).value, host_peer_id=key("other").peer_id),
+                msgspec.structs.replace(voucher(1, 1).value, host_peer_id=key("other").peer_id),
             ),
             NOW_NS,
             "another host",
