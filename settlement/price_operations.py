@@ -47,13 +47,13 @@ def keep_quotes(
     return results
 
 
-def count_uses(
-    store: Writing, receipts: Iterable[Receipt], left_out: Iterable[RequestId], *, now_ns: int
-) -> None:
-    """Count what receipts tell that both sides have signed now, for the first time."""
+def uses_of(
+    receipts: Iterable[Receipt], left_out: Iterable[RequestId], *, now_ns: int
+) -> list[Use]:
+    """Return what receipts tell that both sides have signed now, for the first time."""
     excluded = set(left_out)
     now_hour = now_ns // HOUR_NS
-    store.prices.add_uses(
+    return [
         Use(
             min(receipt.finished_at_ns // HOUR_NS, now_hour),
             receipt.quote_id,
@@ -66,7 +66,7 @@ def count_uses(
         )
         for receipt in receipts
         if receipt.allowance_id != NO_ALLOWANCE and receipt.request_id not in excluded
-    )
+    ]
 
 
 def price_index(store: Reading, *, now_ns: int) -> tuple[ModelIndex, ...]:

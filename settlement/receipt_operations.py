@@ -3,13 +3,15 @@
 The outcome for any set of submissions is the same in any order.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from p2p.types import NO_ALLOWANCE, AllowanceId, Digest, RequestId, sha256
+from p2p.types import NO_ALLOWANCE, AllowanceId, Digest, PeerId, RequestId, sha256
 from settlement.ledger import AllowanceState
 from settlement.operations import NOT_A_PARTY, UNKNOWN_ALLOWANCE
-from settlement.price_operations import count_uses
+from settlement.price_operations import uses_of
+from settlement.price_store import Use
 from settlement.reconcile import BatchState, ReceiptOutcome, merge_batch
 from settlement.store import Machine, Reading, StoredBatch, StoredReceipt, Writing
 from settlement.submissions import CheckedBatch, Unreadable
@@ -35,6 +37,10 @@ def submit_receipts(
     ids = {item.batch.value.allowance_id for item in batches} - {NO_ALLOWANCE}
     allowances = store.allowances(ids)
     stored = store.batches({item.digest for item in batches})
+    signed = _signed_digests(store, batches)
+    changed: dict[Digest, StoredBatch] = {}
+    fresh: list[StoredReceipt] = []
+    uses: list[Use] = []
     results = []
     for item in items:
         if isinstance(item, Unreadable):
@@ -45,16 +51,48 @@ def submit_receipts(
             results.append(ReceiptResult(ReceiptOutcome.REFUSED, refusal))
             continue
         before = stored.get(item.digest)
-        outcome, after = _merge(store, item, submitter, before, allowances)
+        receipts = _receipts(item)
+        contradicted = _contradicted(signed, item, receipts)
+        outcome, after = _merge(item, submitter, before, allowances, contradicted)
         stored[item.digest] = after
         if after != before:
-            store.put_batches((after,))
+            changed[item.digest] = after
         if before is None:
-            store.add_receipts(_receipts(item))
+            fresh += receipts
+            for each in receipts:
+                signed[item.batch.value.host_peer_id, each.request_id].add(each.digest)
         if after.state.cosigned and not (before and before.state.cosigned):
-            count_uses(store, item.receipts, after.state.different, now_ns=now_ns)
+            uses += uses_of(item.receipts, after.state.different, now_ns=now_ns)
         results.append(ReceiptResult(outcome))
+    store.put_batches(changed.values())
+    store.add_receipts(fresh)
+    store.prices.add_uses(uses)
     return results
+
+
+_Signed = defaultdict[tuple[PeerId, RequestId], set[Digest]]
+
+
+def _signed_digests(store: Reading, batches: Sequence[CheckedBatch]) -> _Signed:
+    """Return the digests of all that the batches' hosts signed for the batches' requests."""
+    requests: defaultdict[PeerId, set[RequestId]] = defaultdict(set)
+    for item in batches:
+        requests[item.batch.value.host_peer_id].update(each.request_id for each in item.receipts)
+    signed: _Signed = defaultdict(set)
+    for host_peer_id, request_ids in requests.items():
+        for request_id, digests in store.receipt_digests(host_peer_id, request_ids).items():
+            signed[host_peer_id, request_id] |= digests
+    return signed
+
+
+def _contradicted(
+    signed: _Signed, item: CheckedBatch, receipts: Sequence[StoredReceipt]
+) -> frozenset[RequestId]:
+    """Return the requests of a batch for which its host also signed something else."""
+    host = item.batch.value.host_peer_id
+    return frozenset(
+        each.request_id for each in receipts if signed[host, each.request_id] - {each.digest}
+    )
 
 
 def contradicted_requests(
@@ -89,11 +127,11 @@ def _refusal(
 
 
 def _merge(
-    store: Writing,
     item: CheckedBatch,
     submitter: Machine,
     before: StoredBatch | None,
     allowances: dict[AllowanceId, AllowanceState],
+    contradicted: frozenset[RequestId],
 ) -> tuple[ReceiptOutcome, StoredBatch]:
     batch, said = item.batch.value, _said(item, submitter)
     cosignature = item.cosignature.envelope if item.cosignature else b""
@@ -108,8 +146,6 @@ def _merge(
         cosignature=(before.cosignature if before else b"") or cosignature,
         state=BatchState(),
     )
-    pairs = [(each.request_id, each.digest) for each in _receipts(item)]
-    contradicted = contradicted_requests(store, fresh, pairs)
     outcome, state = merge_batch(before.state if before else None, said, contradicted)
     return outcome, replace(fresh, state=state)
 

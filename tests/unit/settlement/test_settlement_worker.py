@@ -102,6 +102,31 @@ def test_writer_undoes_an_operation_that_raises_and_keeps_its_neighbours(store):
     require_right_books(store)
 
 
+def test_writer_runs_the_others_again_when_one_raises_and_keeps_only_that(store):
+    tries = []
+
+    def count(open_):
+        tries.append(len(tries))
+        open_.book((move(f"try {tries[-1]}"),))
+        return tries[-1]
+
+    def fail(open_):
+        raise KeyError
+
+    async def main():
+        async with open_writer(store) as writer:
+            calls = (writer.run(count), writer.run(fail))
+            told, failed = await asyncio.gather(*calls, return_exceptions=True)
+            assert told == tries[-1]
+            assert isinstance(failed, KeyError)
+
+    asyncio.run(main())
+    with store.reading() as reading:
+        assert reading.transaction_count() == 1
+        assert reading.credit_entries("try 0") == () or tries == [0]
+    require_right_books(store)
+
+
 def test_writer_tells_all_when_the_commit_fails():
     store = CountingStore()
     store.go_on.set()
