@@ -1,18 +1,23 @@
 """What opens over a page: a question, a choice, a form, a text."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
+from textual.geometry import Size
 from textual.screen import ModalScreen
 from textual.widgets import Button, Checkbox, Input, Label, OptionList, Select, Static
 from textual.widgets.option_list import Option
+from textual.worker import WorkType
 
 from tui.client import CommandRefusedError
 from tui.model.fields import Field, FieldError, Kind, at_fault, read, typed
 from tui.model.words import clean
+from tui.widgets import DIM_COLOR, GOOD_COLOR
 
 Submit = Callable[[Sequence[tuple[str, object]]], Awaitable[None]]
 INPUT_CHARACTERS_MAX = 256 * 1024  # as many as the control API takes
@@ -99,6 +104,21 @@ class ChoiceScreen(ModalScreen[str | None]):
         self.dismiss(event.option_id)
 
 
+class Tick(Checkbox):
+    """A switch whose state is a mark and a word, so that it can be read without its colours."""
+
+    WORDS = ("[ ] off", "[x] on")
+
+    def render(self) -> Content:
+        """Draw the mark and the word."""
+        style = f"bold {GOOD_COLOR}" if self.value else DIM_COLOR
+        return Content.styled(self.WORDS[self.value], style)
+
+    def get_content_width(self, container: Size, viewport: Size) -> int:
+        """Return the width of the longer one."""
+        return max(map(len, self.WORDS))
+
+
 class FormScreen(ModalScreen[bool]):
     """Fields to fill in; open until the host took them or the owner gave up.
 
@@ -150,7 +170,7 @@ class FormScreen(ModalScreen[bool]):
     def _editor(self, field: Field, index: int) -> Input | Select[str] | Checkbox:
         value, widget_id = self._values.get(field.path), f"field-{index}"
         if field.kind is Kind.SWITCH:
-            return Checkbox("", bool(value), id=widget_id, compact=True)
+            return Tick("", bool(value), id=widget_id, compact=True)
         if field.kind is Kind.CHOICE:
             chosen = str(value) if value in field.choices else field.choices[0]
             options = [(choice, choice) for choice in field.choices]
@@ -200,7 +220,8 @@ class FormScreen(ModalScreen[bool]):
         if not values:
             self.dismiss(False)
             return
-        self.run_worker(self._pass_on(values), exclusive=True, group="submit")
+        work: WorkType[None] = partial(self._pass_on, values)
+        self.run_worker(work, exclusive=True, group="submit")
 
     def _read(self, field: Field, index: int) -> object:
         editor = self.query_one(f"#field-{index}")

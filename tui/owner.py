@@ -8,7 +8,7 @@ from textual.app import App
 from tui.client import CommandRefusedError, Source
 from tui.facts import fetch, fetch_licence
 from tui.forms import AskScreen, ChoiceScreen, FormScreen
-from tui.model.answers import Facts, HostedEngine, Json
+from tui.model.answers import CatalogueModel, Facts, HostedEngine, Json
 from tui.model.fields import (
     ENGINE_KINDS,
     FRESH_ENGINE,
@@ -280,6 +280,64 @@ class Owner:
         title = f"Swap {before['name']} for" if is_swap else f"Load: {kind}"
         self._app.push_screen(FormScreen(title, fields, values, submit, is_whole=True))
 
+    def load_model(self, engine: Json) -> None:
+        """Open the form that loads a model of the catalogue, filled in by the host.
+
+        Args:
+            engine: As the host suggests it.
+        """
+        kind = value_at(engine, "spec.kind")
+        if isinstance(kind, str) and kind in ENGINE_KINDS:
+            self._engine_form(kind, engine, path="/v1/engines")
+
+    def swap_model(self, engine: Json, names: Sequence[str]) -> None:
+        """Ask in which engine's place a model comes, then open its form.
+
+        Args:
+            engine: As the host suggests it.
+            names: Of the engines that there are.
+        """
+        kind = value_at(engine, "spec.kind")
+
+        def chosen(name: str | None) -> None:
+            if name and isinstance(kind, str) and kind in ENGINE_KINDS:
+                self._engine_form(kind, {**engine, "name": name}, path="/v1/engines/swap")
+
+        if not names:
+            self._app.notify("There is no engine to swap; l loads it.", severity="warning")
+        elif len(names) == 1:
+            chosen(names[0])
+        else:
+            choices = dict.fromkeys(names, "leaves when its requests are finished")
+            self._app.push_screen(ChoiceScreen("In whose place?", choices), chosen)
+
+    def choose(self, title: str, choices: Mapping[str, str], then: Callable[[str], None]) -> None:
+        """Let one of a few be chosen, and do something with it."""
+
+        def chosen(name: str | None) -> None:
+            if name:
+                then(name)
+
+        self._app.push_screen(ChoiceScreen(title, choices), chosen)
+
+    def fetch_model(self, model: CatalogueModel) -> None:
+        """Fetch a model's files; show its terms first if they are not accepted."""
+        body: Json = {"model_id": model.id, "format": model.format}
+        path, done = "/v1/models/fetch", f"{model.id} is being fetched; x stops it."
+
+        def fetch_now() -> None:
+            self.change("POST", path, body, done)
+
+        if model.accepted:
+            fetch_now()
+        else:
+            self.licence(model.id, yes="accept and fetch", then=fetch_now)
+
+    def stop_fetch(self, model_id: str) -> None:
+        """Stop fetching a model; what is there stays."""
+        done = "What was fetched stays for the next time."
+        self.change("POST", "/v1/models/cancel", {"model_id": model_id}, done)
+
     def unload(self, name: str) -> None:
         """Ask, then let an engine finish and go."""
         text = "Its requests are finished first. Its models are offered no more at once."
@@ -288,15 +346,22 @@ class Owner:
             lambda: self.change("POST", "/v1/engines/unload", {"name": name}, f"{name} leaves."),
         )
 
-    def licence(self, model_id: str) -> None:
-        """Show a model's terms and let the owner accept them."""
+    def licence(
+        self, model_id: str, *, yes: str = "accept", then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Show a model's terms and let the owner accept them, or withdraw.
+
+        Args:
+            model_id: Of the model.
+            yes: What accepting is called.
+            then: Done once they are accepted.
+        """
 
         async def work() -> None:
             found = await fetch_licence(self._source, model_id)
             if found is None:
                 self._app.notify("The host does not tell its terms.", severity="warning")
-                return
-            if found.accepted:
+            elif found.accepted:
                 self._ask(
                     AskScreen("Accepted terms", found.statement, yes="withdraw", no="keep"),
                     lambda: self.change(
@@ -306,13 +371,12 @@ class Owner:
                         f"The terms of {model_id} are accepted no more.",
                     ),
                 )
-                return
-            body: Json = {"model_id": model_id, "text_sha256": found.text_sha256}
-            self._ask(
-                AskScreen("Accept these terms?", found.statement, yes="accept", no="not now"),
-                lambda: self.change(
-                    "POST", "/v1/licences/accept", body, f"The terms of {model_id} are accepted."
-                ),
-            )
+            else:
+                body: Json = {"model_id": model_id, "text_sha256": found.text_sha256}
+                done = f"The terms of {model_id} are accepted."
+                self._ask(
+                    AskScreen("Accept these terms?", found.statement, yes=yes, no="not now"),
+                    lambda: self.change("POST", "/v1/licences/accept", body, done, taken=then),
+                )
 
         self._app.run_worker(work(), group="command")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime, tzinfo
+from functools import partial
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -9,7 +10,8 @@ from textual.containers import Horizontal, Vertical
 from textual.events import Click
 from textual.message import Message
 from textual.screen import Screen
-from textual.widgets import ContentSwitcher, Footer, Static
+from textual.widgets import ContentSwitcher, Static
+from textual.worker import WorkType
 
 from tui.model.answers import Facts
 from tui.model.status import Down, HostStatus, LogEntry, Update
@@ -22,7 +24,7 @@ from tui.pages.overview import OverviewPage
 from tui.pages.requests import RequestsPage
 from tui.pages.schedule import SchedulePage
 from tui.pages.settings import SettingsPage
-from tui.widgets import DownPanel, NoticeBar, TitleBar
+from tui.widgets import DownPanel, KeyBar, NoticeBar, TitleBar
 
 PAGES: tuple[type[Page], ...] = (
     OverviewPage,
@@ -96,7 +98,7 @@ class HostScreen(Screen[None]):
             yield from self._pages
         with Vertical(id="down"):
             yield DownPanel(id="down-panel")
-        yield Footer(show_command_palette=True)
+        yield KeyBar()
 
     def on_mount(self) -> None:
         """Show that nothing is known yet."""
@@ -145,7 +147,9 @@ class HostScreen(Screen[None]):
     def fetch(self) -> None:
         """Fetch what the page in front shows besides the status."""
         if self._owner.status is not None and self.page.NEEDS:
-            self.run_worker(self._fetch(self.page), exclusive=True, group="facts")
+            # A function, as one that is overtaken before it began is never awaited.
+            work: WorkType[None] = partial(self._fetch, self.page)
+            self.run_worker(work, exclusive=True, group="facts")
 
     async def _fetch(self, page: Page) -> None:
         facts: Facts = await self._owner.fetch(page.NEEDS)
@@ -176,7 +180,8 @@ class HostScreen(Screen[None]):
             self.page.show(status)
         if is_first:
             self._take_keys()
-        if is_first or self._statuses_count % FACTS_STATUSES_COUNT == 0:
+        is_due = self._statuses_count % FACTS_STATUSES_COUNT == 0
+        if is_first or is_due or self.page.is_busy:
             self.fetch()
         self._statuses_count += 1
 

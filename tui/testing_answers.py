@@ -84,10 +84,44 @@ RECEIPTS: Json = {
 }
 
 
+GIB = 1 << 30
+
+
+def _shelf(model_id: str, licence: str, gib: float, tokens_per_s: float, **more: object) -> Json:
+    return {
+        "id": model_id,
+        "title": model_id.rpartition("/")[2],
+        "licence": licence,
+        "format": "gguf",
+        "quantization": "int4",
+        "weights_bytes": int(gib * GIB),
+        "memory_bytes": int((gib * 1.05 + 1) * GIB),
+        "context_tokens": 8192,
+        "slots": 4,
+        "tokens_per_s": tokens_per_s,
+        **more,
+    }
+
+
+FETCHED = "Qwen/Qwen3-8B"
+"""A model whose files are there."""
+
+SHELF: tuple[Json, ...] = (
+    _shelf("mistralai/Mistral-Small-3.2-24B-Instruct-2506", "apache-2.0", 13.3, 31.0),
+    _shelf(FETCHED, "apache-2.0", 4.7, 92.4, folder="/models/Qwen--Qwen3-8B-GGUF"),
+    _shelf("meta-llama/Llama-3.1-8B-Instruct", "llama3.1", 4.6, 95.0, gated=True),
+    _shelf("google/gemma-3-4b-it", "gemma", 2.3, 180.0, gated=True),
+    _shelf("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0", 0.1, 400.0),
+    _shelf("Qwen/Qwen3-32B", "apache-2.0", 18.4, 0.0, obstacle="takes 24.3 GiB of a GPU"),
+)
+FREE_LICENCES = ("apache-2.0", "mit")
+
+
 class FakeAnswers:
     """Keeps terms, engines and licences as a host does; judges only what the tests need.
 
     Attributes:
+        fetches: As ``GET /v1/models`` tells them.
         asked: Method, path and body of every change that was wished.
         refusal: When set, every change is refused with it.
     """
@@ -95,6 +129,7 @@ class FakeAnswers:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, Json]] = []
         self.refusal = ""
+        self.fetches: list[Json] = []
         self.changes: Json = CHANGES
         self.accepted: set[str] = {"HuggingFaceTB/SmolLM2-135M-Instruct".lower()}
 
@@ -118,6 +153,10 @@ class FakeAnswers:
             self.accepted.discard(str(body["model_id"]).lower())
         elif path in ("/v1/engines", "/v1/engines/swap"):
             _check_engine(body)
+        elif path == "/v1/models/fetch":
+            self.fetches = [_fetch(str(body["model_id"]), str(body["format"]))]
+        elif path == "/v1/models/cancel":
+            self.fetches = [{**each, "state": "cancelled"} for each in self.fetches]
         return {"ok": True}
 
     def _get(self, path: str, query: str, status: HostStatus) -> object:
@@ -135,11 +174,23 @@ class FakeAnswers:
         known: Mapping[str, object] = {
             "/v1/customers": CUSTOMERS,
             "/v1/receipts": RECEIPTS,
-            "/v1/models": {"models": []},
+            "/v1/models": {
+                "models": [self._shown(each) for each in SHELF],
+                "fetches": self.fetches,
+            },
         }
         if path not in known:
             raise CommandRefusedError("no such page")
         return known[path]
+
+    def _shown(self, model: Json) -> Json:
+        is_accepted = str(model["id"]).lower() in self.accepted
+        shown = {**model, "accepted": is_accepted or model["licence"] in FREE_LICENCES}
+        if model.get("folder"):
+            spec: Json = {"kind": "llamacpp", "model": f"{model['folder']}/Qwen3-8B-Q4_K_M.gguf"}
+            spec |= {"model_id": model["id"], "context_tokens": 8192, "template": "", "threads": 0}
+            shown["engine"] = {**_engine_values("qwen3-8b", "llamacpp"), "slots": 4, "spec": spec}
+        return shown
 
     def _licence(self, model_id: str) -> Json:
         is_llama = "llama" in model_id.lower()
@@ -182,6 +233,18 @@ def _engine_values(name: str, kind: str) -> Json:
             "out_micros_per_mtok": 40_000,
             "minimum_micros": 0,
         },
+    }
+
+
+def _fetch(model_id: str, form: str) -> Json:
+    return {
+        "model_id": model_id,
+        "format": form,
+        "state": "running",
+        "phase": "fetching",
+        "file": "Mistral-Small-3.2-24B-Q4_K_M.gguf",
+        "done_bytes": 6_140_000_000,
+        "total_bytes": 14_280_000_000,
     }
 
 

@@ -1,7 +1,5 @@
 """The control API's routes for models: what is known, what of its terms was accepted."""
 
-from pathlib import Path
-
 import msgspec
 import trio
 
@@ -13,6 +11,7 @@ from peer.host.engines.fleet import Fleet
 from peer.host.fetching import FETCHES_COUNT_MAX, Fetch, FetchDesk
 from peer.host.licences import UNKNOWN
 from peer.host.request import ServedRequest
+from peer.host.shelf import Shelf
 from peer.http.messages import HttpRequest
 
 
@@ -50,9 +49,14 @@ class ModelControl:
     """Answers the owner about models and their terms."""
 
     def __init__(
-        self, consents: ConsentBook, fleet: Fleet[ServedRequest], fetching: FetchDesk
+        self,
+        consents: ConsentBook,
+        fleet: Fleet[ServedRequest],
+        fetching: FetchDesk,
+        shelf: Shelf,
     ) -> None:
         self._consents = consents
+        self._shelf = shelf
         self._fleet = fleet
         self._fetching = fetching
 
@@ -69,28 +73,16 @@ class ModelControl:
 
     def _models(self, request: HttpRequest) -> object:
         async def read() -> object:
+            names = frozenset(self._fleet.members)
             try:
-                return await trio.to_thread.run_sync(self._list)
+                models = await trio.to_thread.run_sync(self._shelf.models, names)
             except OSError as error:
                 where = self._fetching.library.root
                 message = f"can't read {where}: {error.strerror or error}; mend its rights"
                 raise ControlError(503, message) from error
+            return {"models": models, "fetches": [_shown(each) for each in self._fetching.fetches]}
 
         return Later(read)
-
-    def _list(self) -> object:
-        """Return all models; reads the folders of those that were fetched."""
-        models = [
-            {
-                "id": model.model_id,
-                "title": model.title,
-                "licence": model.licence,
-                "accepted": self._consents.is_accepted(model.model_id, model.licence),
-                "folder": _text(self._fetching.folder_of(model)),
-            }
-            for model in self._consents.catalogue
-        ]
-        return {"models": models, "fetches": [_shown(each) for each in self._fetching.fetches]}
 
     def _fetch(self, request: HttpRequest) -> object:
         body = read_body(request, FetchBody)
@@ -176,7 +168,3 @@ def _shown(fetch: Fetch) -> dict[str, object]:
         "done_bytes": progress.done_bytes,
         "total_bytes": progress.total_bytes,
     }
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

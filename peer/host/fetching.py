@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import trio
 
@@ -86,11 +85,6 @@ class FetchDesk:
             each.state, each.detail = "cancelled", "what was fetched stays for the next time"
             each.scope.cancel()
         return len(running)
-
-    def folder_of(self, model: CatalogueModel) -> Path | None:
-        """Return where a model lies whole, or None."""
-        found = self.library.find(model.model_id)
-        return None if found is None else found[0]
 
     async def _fetch(self, fetch: Fetch) -> None:
         def tell(progress: Progress) -> None:

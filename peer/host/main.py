@@ -1,7 +1,9 @@
 """The host as one process: what it is made of, in which order it starts and ends."""
 
+import functools
 import logging
 import math
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from peer.host.announce import Announcer, Facts
 from peer.host.arrivals import end_stale_sessions
 from peer.host.asker import Asker
 from peer.host.books import Books
-from peer.host.config import HostConfig, HostedEngine, OpenAiSpec, Ready
+from peer.host.config import HostConfig, HostedEngine, OpenAiSpec, Prices, Ready
 from peer.host.consents import CONSENTS_NAME, ConsentBook
 from peer.host.control import ControlApi
 from peer.host.control_engines import EngineControl
@@ -47,11 +49,14 @@ from peer.host.sandbox.held import HeldSandbox, held_open
 from peer.host.sensors import Sensors
 from peer.host.serve import HostServer
 from peer.host.settle import Settler
+from peer.host.shelf import Shelf
 from peer.host.status import StatusBoard
 from peer.host.steward import Steward
+from peer.host.store.candidates import Machine
 from peer.host.store.digests import DIGESTS_NAME, DigestBook
 from peer.host.store.fetch import Fetcher
 from peer.host.store.library import Library
+from peer.host.store.machine import copy_gb_per_s, machine_of
 from peer.host.terms_keeper import TermsKeeper
 from peer.host.terms_status import TermsBoard
 from peer.host.vigil import Jump, Vigil, system_asleep_ns
@@ -450,7 +455,9 @@ class _Host:
         )
         # What a part of the host adds.
         control.add(EngineControl(self._fleet, self._engine_keeper).routes())
-        control.add(ModelControl(self._consents, self._fleet, self._fetching).routes())
+        control.add(
+            ModelControl(self._consents, self._fleet, self._fetching, self._make_shelf()).routes()
+        )
         terms = TermsControl(server, self._keeper, terms_board)
         control.add(terms.routes())
         node = NodeControl(
@@ -462,6 +469,28 @@ class _Host:
         )
         control.add(node.routes())
         return control
+
+    def _make_shelf(self) -> Shelf:
+        library, config = self._fetching.library, self._config
+        free = Prices(in_micros_per_mtok=0, cached_micros_per_mtok=0, out_micros_per_mtok=0)
+        copied = functools.cache(copy_gb_per_s)  # some 50 ms; it stays what it is
+
+        def look() -> Machine:
+            root = next(each for each in (library.root, *library.root.parents) if each.exists())
+            return machine_of(
+                self._hardware.report,
+                copied_gb_per_s=copied(),
+                disk_free_bytes=shutil.disk_usage(root).free,
+                has_hub_token=bool(config.hub.token),
+            )
+
+        return Shelf(
+            self._consents.catalogue,
+            library,
+            is_accepted=self._consents.is_accepted,
+            look=look,
+            prices=config.engines[0].prices if config.engines else free,
+        )
 
     def _make_engine(self, hosted: HostedEngine) -> Engine:
         engine = make_engine(

@@ -21,18 +21,80 @@ class EngineList(msgspec.Struct, frozen=True):
 
 
 class CatalogueModel(msgspec.Struct, frozen=True):
-    """A model that is known by name."""
+    """A model that is known by name, on the host's machine.
+
+    Attributes:
+        folder: Where it lies whole, or None.
+        format: Of the copy that the engine there reads.
+        memory_bytes: What it takes with ``slots`` requests of ``context_tokens`` at a time.
+        tokens_per_s: An estimate for one answer at a time.
+        obstacle: Why it can't be served there, or empty.
+        engine: What loads it, as ``POST /v1/engines`` takes it; None while it is not there.
+    """
 
     id: str
     title: str = ""
     licence: str = ""
     accepted: bool = False
+    folder: str | None = None
+    gated: bool = False
+    format: str = ""
+    quantization: str = ""
+    weights_bytes: int = 0
+    memory_bytes: int = 0
+    context_tokens: int = 0
+    slots: int = 0
+    tokens_per_s: float = 0.0
+    obstacle: str = ""
+    engine: Json | None = None
+
+
+class Fetch(msgspec.Struct, frozen=True):
+    """A model that is being fetched, or how that ended.
+
+    Attributes:
+        state: ``running``, ``done``, ``failed`` or ``cancelled``.
+        detail: Why it failed, or where it is.
+        phase: ``listing``, ``waiting``, ``fetching`` or ``verifying``.
+    """
+
+    model_id: str
+    format: str = ""
+    state: str = ""
+    detail: str = ""
+    phase: str = ""
+    file: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it goes on."""
+        return self.state == "running"
+
+    @property
+    def percent(self) -> int:
+        """How much of it is there."""
+        return 100 * self.done_bytes // self.total_bytes if self.total_bytes else 0
 
 
 class Catalogue(msgspec.Struct, frozen=True):
     """What ``GET /v1/models`` says."""
 
     models: tuple[CatalogueModel, ...] = ()
+    fetches: tuple[Fetch, ...] = ()
+
+    def find(self, model_id: str) -> CatalogueModel | None:
+        """Return a model by its id, in any case, or None."""
+        wanted = model_id.lower()
+        return next((each for each in self.models if each.id.lower() == wanted), None)
+
+    def fetch_of(self, model_id: str) -> Fetch | None:
+        """Return the latest fetch of a model, or None."""
+        wanted = model_id.lower()
+        found = [each for each in self.fetches if each.model_id.lower() == wanted]
+        running = [each for each in found if each.is_running]
+        return next(iter(running or found[::-1]), None)
 
 
 class Licence(msgspec.Struct, frozen=True):

@@ -79,6 +79,7 @@ class Engine(msgspec.Struct, frozen=True):
     self_tests: tuple[SelfTest, ...] = ()
     loaded_percent: int = 0
     load: Load | None = None
+    is_live: bool = False
 
 
 class Offer(msgspec.Struct, frozen=True):

@@ -23,6 +23,11 @@ class Page(Vertical):
     NEEDS: frozenset[str] = frozenset()
     TARGET = ""
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether what was fetched for it changes from second to second."""
+        return False
+
     def show(self, status: HostStatus) -> None:
         """Show a status."""
 

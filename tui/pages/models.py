@@ -1,30 +1,41 @@
-"""Engines and models: how they are, what they cost, what may be offered."""
+"""Engines and models: how they are, what they cost, what could be served, and how to get it."""
 
-from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import DataTable, Static
 
-from tui.model.answers import Facts, Licence
-from tui.model.status import Engine, HostStatus, Offer
-from tui.model.words import clean, format_count, format_price, shorten_model
+from tui.model.answers import Catalogue, CatalogueModel, Facts
+from tui.model.status import Engine, HostStatus
+from tui.model.words import clean, shorten_model
 from tui.owner import Owner
+from tui.pages.about import about_engine, about_model
 from tui.pages.base import Page
-from tui.widgets import (
-    DIM_COLOR,
-    ENGINE_COLORS,
-    ERROR_COLOR,
-    GOOD_COLOR,
-    LOADING_COLOR,
-    WARNING_COLOR,
-    pairs,
-)
+from tui.pages.model_row import MODEL_COLUMNS, model_cells
+from tui.widgets import ENGINE_COLORS, ERROR_COLOR
 
+# What an owner can do with a row, by the word in its menu.
+DOINGS = {
+    "fetch": "fetch",
+    "stop": "stop",
+    "load": "load",
+    "swap": "swap",
+    "unload": "unload",
+    "terms": "licence",
+    "offer": "switch",
+    "price": "price",
+}
+DOING_OF = {action: word for word, action in DOINGS.items()}
+MEANINGS = {
+    "fetch": "its files, to this machine",
+    "stop": "fetching it; what is there stays",
+    "load": "it beside other engines",
+    "terms": "read them, accept, withdraw",
+    "offer": "it, or no more",
+    "price": "its own",
+}
 ENGINE_COLUMNS = (("engine", 10), ("kind", 12), ("state", 13), ("slots", 7), ("model", 0))
-MODEL_COLUMNS = (("model", 26), ("offer", 7), ("in/Mtok", 8), ("out/Mtok", 8), ("terms", 14))
-VERDICTS = {"passed": ("✔", GOOD_COLOR), "failed": ("✖", ERROR_COLOR)}
 
 
 class ModelsPage(Page):
@@ -35,22 +46,29 @@ class ModelsPage(Page):
     NEEDS = frozenset({"engines", "terms", "licences", "catalogue"})
     TARGET = "#engines-table"
     HELP = """\
- [b]tab[/]    from engines to models and back      [b]↑ ↓[/]  choose
+ [b]tab[/]   from engines to models and back    [b]↑ ↓[/]  choose
+ [b]enter[/] what can be done with the chosen row (a click on it does too)
 
 [b #f5b83d]Engines[/]
- [b]l[/]  load another one          [b]w[/]  swap the chosen one for another model
+ [b]l[/]  load another one       [b]w[/]  swap the chosen one for another model
  [b]u[/]  unload the chosen one: its requests are finished first
-[b #f5b83d]Models[/]
- [b]o[/]  offer it, or no more      [b]e[/]  its own price
+[b #f5b83d]Models[/]  yours, then those of the catalogue that this machine can serve
+ [b]f[/]  fetch it               [b]x[/]  stop fetching; what is there stays
+ [b]l[/]  load it beside others  [b]w[/]  put it in an engine's place
  [b]a[/]  its terms: read, accept, withdraw
+ [b]o[/]  offer it, or no more   [b]e[/]  its own price
+ GiB are its weights; tok/s an estimate for one answer at a time
+What you load and unload is kept over restarts, until host.toml says otherwise.
 [b #f5b83d]Self-test[/]  what was tried before the model was announced; only ✔ is promised"""
     BINDINGS = [  # noqa: RUF012 - Textual's shape
+        Binding("f", "fetch", "Fetch"),
+        Binding("x", "stop", "Stop"),
         Binding("l", "load", "Load"),
-        Binding("u", "unload", "Unload"),
         Binding("w", "swap", "Swap"),
-        Binding("o", "switch", "Offer on/off"),
-        Binding("e", "price", "Price"),
+        Binding("u", "unload", "Unload"),
         Binding("a", "licence", "Terms"),
+        Binding("o", "switch", "Offer"),
+        Binding("e", "price", "Price"),
     ]
 
     def __init__(self, owner: Owner) -> None:
@@ -58,6 +76,16 @@ class ModelsPage(Page):
         self._owner = owner
         self._engines: tuple[Engine, ...] = ()
         self._models: list[str] = []
+        self._keys: frozenset[str] = frozenset()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is being fetched."""
+        return any(each.is_running for each in self._catalogue.fetches)
+
+    @property
+    def _catalogue(self) -> Catalogue:
+        return self._owner.facts.catalogue or Catalogue()
 
     def compose(self) -> ComposeResult:
         """Lay out the tables."""
@@ -110,38 +138,20 @@ class ModelsPage(Page):
         self._fill_models()
 
     def _fill_models(self) -> None:
-        status, facts = self._owner.status, self._owner.facts
-        if status is None:
+        if self._owner.status is None:
             return
-        self._models = self._owner.model_ids()
-        offers = {offer.model_id.lower(): offer for offer in status.offers}
+        catalogue = self._catalogue
+        own = self._owner.model_ids()
+        known = {each.lower() for each in own}
+        self._models = own + [each.id for each in catalogue.models if each.id.lower() not in known]
         table = self.query_one("#models-table", DataTable)
-        cursor = table.cursor_row
+        cursor, position = table.cursor_row, table.scroll_y
         table.clear()
         for model_id in self._models:
-            offer = offers.get(model_id.lower())
-            table.add_row(*self._model_cells(model_id, offer, facts.licences.get(model_id)))
+            table.add_row(*model_cells(self._owner, model_id, is_own=model_id.lower() in known))
         table.move_cursor(row=cursor, animate=False)
+        table.scroll_to(y=position, animate=False)
         self._tell_about()
-
-    def _model_cells(
-        self, model_id: str, offer: Offer | None, licence: Licence | None
-    ) -> list[Text]:
-        is_on = self._owner.is_on(model_id)
-        word, color = ("● on", GOOD_COLOR) if offer else ("○ wait", WARNING_COLOR)
-        if not is_on:
-            word, color = "○ off", DIM_COLOR
-        prices = (offer.price_in_micros_per_mtok, offer.price_out_micros_per_mtok) if offer else ()
-        terms = Text("?", style=DIM_COLOR)
-        if licence is not None:
-            mark, mark_color = VERDICTS["passed" if licence.accepted else "failed"]
-            terms = Text(f"{mark} {clean(licence.licence)}", style=mark_color)
-        return [
-            Text(shorten_model(clean(model_id), MODEL_COLUMNS[0][1]), style="bold"),
-            Text(word, style=color),
-            *([Text(format_price(each)) for each in prices] or [Text("-"), Text("-")]),
-            terms,
-        ]
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
         """Tell about the row that was chosen."""
@@ -152,70 +162,27 @@ class ModelsPage(Page):
         """Tell about the table that has the keys."""
         self._tell_about()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Show the keys of what can be done with the chosen row, and only those."""
+        doings = self._doings()
+        return action == "load" or action not in DOINGS.values() or DOING_OF[action] in doings
+
     def _tell_about(self) -> None:
         panel, text = self.query_one("#about"), self.query_one("#about-text", Static)
         model_id, engine = self._model(), self._engine()
         if self.query_one("#models-table").has_focus and model_id is not None:
             panel.border_title = "Model"
-            text.update(self._about_model(model_id))
+            text.update(about_model(self._owner, model_id))
         elif engine is not None:
             panel.border_title = f"Engine {engine.name}".replace("[", r"\[")
-            text.update(self._about_engine(engine))
+            text.update(about_engine(self._owner, engine))
         else:
             panel.border_title = "No engine"
             text.update(Text("l loads one."))
-
-    @staticmethod
-    def _about_engine(engine: Engine) -> Table:
-        lines = []
-        if engine.detail:
-            color = LOADING_COLOR if engine.state == "loading" else WARNING_COLOR
-            lines.append(("note", Text(clean(engine.detail), style=color)))
-        process = f"pid {engine.pid}" if engine.pid is not None else "not ours"
-        lines.append(("process", Text(f"{process} · {engine.restarts} restarts")))
-        load = engine.load
-        if load is not None:
-            memory = "" if load.kv_used_percent is None else f" · KV {load.kv_used_percent:.0f}%"
-            lines.append(("load", Text(f"{load.running} running · {load.waiting} waiting{memory}")))
-        for test in engine.self_tests:
-            found = Text()
-            for trial in test.results:
-                mark, color = VERDICTS.get(trial.verdict, ("·", DIM_COLOR))
-                found.append(f"{mark} {clean(trial.ability)}  ", style=color)
-            seconds, cost = test.took_ms / 1000, format_count(test.tokens)
-            found.append(f"({cost} tokens, {seconds:.1f} s)", style=DIM_COLOR)
-            lines.append(("self-test", found))
-            lines += [
-                ("", Text(f"{clean(trial.ability)}: {clean(trial.detail)}"))
-                for trial in test.results
-                if trial.verdict == "failed" and trial.detail
-            ]
-        return pairs(lines)
-
-    def _about_model(self, model_id: str) -> Table:
-        status, facts = self._owner.status, self._owner.facts
-        lines = [("model", Text(clean(model_id), style="bold"))]
-        now = status.terms if status else None
-        lines += [
-            ("price", Text(f"by {clean(price.source)}"))
-            for price in (now.prices if now else ())
-            if price.model_id.lower() == model_id.lower()
-        ]
-        lines += [
-            ("context", Text(f"{offer.context_tokens:,} tokens"))
-            for offer in (status.offers if status else ())
-            if offer.model_id.lower() == model_id.lower()
-        ]
-        if not self._owner.is_on(model_id):
-            lines.append(("offer", Text("switched off by you; o switches it on")))
-        licence = facts.licences.get(model_id)
-        if licence is not None:
-            if not licence.accepted:
-                text = "not accepted, so not offered; a shows them and accepts"
-                lines.append(("terms", Text(text, style=ERROR_COLOR)))
-            rest = licence.statement.splitlines()[1:]
-            lines.append(("", Text(clean_lines("\n".join(rest)), style=DIM_COLOR)))
-        return pairs(lines)
+        keys = frozenset(self._doings())
+        if keys != self._keys:
+            self._keys = keys
+            self.refresh_bindings()
 
     # -- doing ---------------------------------------------------------------------------------
     def _engine(self) -> Engine | None:
@@ -226,21 +193,73 @@ class ModelsPage(Page):
         row = self.query_one("#models-table", DataTable).cursor_row
         return self._models[row] if 0 <= row < len(self._models) else None
 
+    @property
+    def _is_at_models(self) -> bool:
+        return self.query_one("#models-table").has_focus
+
+    def _chosen(self) -> CatalogueModel | None:
+        """The chosen model of the catalogue, while the models have the keys."""
+        model_id = self._model() if self._is_at_models else None
+        return self._catalogue.find(model_id) if model_id is not None else None
+
+    def _doings(self) -> dict[str, str]:
+        """Return what can be done with the chosen row, and what each of it means."""
+        if not self._is_at_models:
+            doings = {"swap": "another model in its place", "unload": "finish its requests, end it"}
+            return doings if self._engine() is not None else {}
+        names = ["terms"] if self._model() is not None else []
+        model = self._chosen()
+        if model is not None:
+            fetch = self._catalogue.fetch_of(model.id)
+            is_running = fetch is not None and fetch.is_running
+            names += ["load", "swap"] if model.engine else ["stop" if is_running else "fetch"]
+        if (self._model() or "") in self._owner.model_ids():
+            names += ["offer", "price"]
+        meanings = {**MEANINGS, "swap": "it in an engine's place"}
+        return {name: meanings[name] for name in names}
+
+    def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
+        """Open the menu of a row by enter, or a click on the chosen one."""
+        event.stop()
+        if doings := self._doings():
+            self._owner.choose("What to do?", doings, self._do)
+
+    def _do(self, name: str) -> None:
+        self.call_after_refresh(self.run_action, DOINGS[name])
+
+    def action_fetch(self) -> None:
+        """Fetch the chosen model; its terms come first."""
+        model = self._chosen()
+        if model is not None:
+            self._owner.fetch_model(model)
+
+    def action_stop(self) -> None:
+        """Stop fetching the chosen model."""
+        model = self._chosen()
+        if model is not None:
+            self._owner.stop_fetch(model.id)
+
     def action_load(self) -> None:
-        """Load another engine."""
-        self._owner.load()
+        """Load the chosen model if its files are here, or ask what to load."""
+        model = self._chosen()
+        if model is None or model.engine is None:
+            self._owner.load()
+        else:
+            self._owner.load_model(model.engine)
+
+    def action_swap(self) -> None:
+        """Swap the chosen engine, or put the chosen model in an engine's place."""
+        model, engine = self._chosen(), self._engine()
+        if model is not None and model.engine is not None:
+            self._owner.swap_model(model.engine, [each.name for each in self._engines])
+        elif not self._is_at_models and engine is not None and engine.name:
+            self._owner.swap(engine.name)
 
     def action_unload(self) -> None:
         """Unload the chosen engine."""
         engine = self._engine()
         if engine is not None and engine.name:
             self._owner.unload(engine.name)
-
-    def action_swap(self) -> None:
-        """Swap the chosen engine."""
-        engine = self._engine()
-        if engine is not None and engine.name:
-            self._owner.swap(engine.name)
 
     def action_switch(self) -> None:
         """Offer the chosen model, or no more."""
@@ -259,8 +278,3 @@ class ModelsPage(Page):
         model_id = self._model()
         if model_id is not None:
             self._owner.licence(model_id)
-
-
-def clean_lines(text: str) -> str:
-    """Return a text without control characters but its ends of lines."""
-    return "\n".join(clean(line) for line in text.splitlines())

@@ -2,6 +2,7 @@
 
 import json
 import stat
+from pathlib import Path
 
 import pytest
 import trio
@@ -12,6 +13,7 @@ from test_peer_host_fleet import announced, load, open_control, quoted
 from p2p.errors import DataDirectoryError, ErrorCode
 from p2p.types import ModelId
 from peer.host.config import FakeSpec, HostedEngine, LlamacppSpec, OpenAiSpec
+from peer.host.config_values import hosted_engine
 from peer.host.consents import ConsentBook, ConsentFileError, StaleConsentError
 from peer.host.control_models import ModelControl
 from peer.host.engines.fake import FakeEngine
@@ -192,8 +194,14 @@ async def test_host_fetches_a_model_at_its_owners_wish_and_tells_how_far_it_is(t
                     break
                 await trio.sleep(0.02)
             assert (fetch["state"], fetch["done_bytes"]) == ("done", len(weights))
-            (folder,) = {each["folder"] for each in models["models"]} - {None}
-            assert folder == fetch["detail"]
+            shown = {each["id"]: each for each in models["models"]}
+            assert shown[QWEN]["folder"] == fetch["detail"]
+            loads = hosted_engine(shown[QWEN]["engine"])
+            assert (loads.name, loads.prices) == ("qwen3-8b", PRICES)
+            assert loads.spec.model == Path(fetch["detail"]) / name
+            assert shown[LLAMA]["engine"] is None
+            assert shown[LLAMA]["weights_bytes"] > 4e9
+            assert shown[QWEN]["tokens_per_s"] > 0
             assert "hf_secret" not in (await control.get("/v1/log")).text
             for wrong, status in (
                 ({"model_id": "me/mine"}, 404),
