@@ -74,13 +74,15 @@ class ModelControl:
     def _models(self, request: HttpRequest) -> object:
         async def read() -> object:
             names = frozenset(self._fleet.members)
+            # First, so that a fetch that is told to be done has its model among those below.
+            fetches = [_shown(each) for each in self._fetching.fetches]
             try:
                 models = await trio.to_thread.run_sync(self._shelf.models, names)
             except OSError as error:
                 where = self._fetching.library.root
                 message = f"can't read {where}: {error.strerror or error}; mend its rights"
                 raise ControlError(503, message) from error
-            return {"models": models, "fetches": [_shown(each) for each in self._fetching.fetches]}
+            return {"models": models, "fetches": fetches}
 
         return Later(read)
 

@@ -19,6 +19,11 @@ from tui.widgets import (
 )
 
 VERDICTS = {"passed": ("✔", GOOD_COLOR), "failed": ("✖", ERROR_COLOR)}
+PRICE_SOURCES = {
+    "started": "as its engine was started or loaded",
+    "fixed": "fixed by your terms",
+    "index": "after the network's index",
+}
 BAR_COLUMNS = 24
 GIGABYTE = 1_000_000_000
 
@@ -74,7 +79,7 @@ def about_model(owner: Owner, model_id: str) -> Table:
     lines += _fetch_lines(fetch)
     now = status.terms if status else None
     lines += [
-        ("price", Text(f"by {clean(price.source)}"))
+        ("price", Text(PRICE_SOURCES.get(price.source, f"by {clean(price.source)}")))
         for price in (now.prices if now else ())
         if price.model_id.lower() == model_id.lower()
     ]
@@ -96,6 +101,8 @@ def _fetch_lines(fetch: Fetch | None) -> list[Line]:
     if not fetch.is_running:
         color = ERROR_COLOR if fetch.state == "failed" else WARNING_COLOR
         return [("fetch", Text(f"{clean(fetch.state)}: {clean(fetch.detail)}", style=color))]
+    if not fetch.total_bytes:
+        return [("fetch", Text(f"{clean(fetch.phase)} …", style=LOADING_COLOR))]
     filled = BAR_COLUMNS * fetch.percent // 100
     bar = Text("━" * filled, style=LOADING_COLOR)
     bar.append("─" * (BAR_COLUMNS - filled), style=DIM_COLOR)

@@ -70,7 +70,7 @@ def _state(
 def _here(model: CatalogueModel | None, fetch: Fetch | None) -> Text:
     """Return whether a model's files are here, or on their way."""
     if fetch is not None and fetch.is_running:
-        word = f"{fetch.percent}%" if fetch.total_bytes else clean(fetch.phase)[:6]
+        word = f"{fetch.percent}%" if fetch.total_bytes else "…"
         return Text(f"↓ {word}", style=LOADING_COLOR)
     if model is not None and model.engine is not None:
         return Text("▪ here", style=GOOD_COLOR)
