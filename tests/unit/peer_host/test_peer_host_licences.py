@@ -272,7 +272,7 @@ async def test_file_of_terms_under_a_name_of_none_waits_for_its_owner(tmp_path) 
             await fleet.members["real"].wait_outcome()
             assert fleet.offered == ()
             assert "sparewatt models accept me/mine" in fleet.withheld
-            control = ModelControl(book, fleet, None)
+            control = ModelControl(book, fleet, None, None)
             assert control._licence_of("me/mine", "unknown") == "gemma"
             accept(book, "me/mine", "gemma")
             assert [each.offer.model_id for each in fleet.offered] == ["me/mine"]
