@@ -193,8 +193,9 @@ def read_code(path: Path | None) -> str | None:
         return None
     code = read_private_text(path)
     if not _CODE.fullmatch(code):
+        what = "holds no one-time code" if code else "is empty"
         raise DataDirectoryError(
-            f"{path} holds no one-time code: write swe-ACCOUNT-RANDOM into it, as "
+            f"{path} {what}: write swe-ACCOUNT-RANDOM into it, as "
             "`sparewatt settlement account code` or settlement's web page gave it"
         )
     return code
