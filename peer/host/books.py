@@ -5,8 +5,11 @@ not before, and a batch of receipts is sent when it is.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+
+import trio
 
 from p2p import limits
 from p2p.clock import WallClock
@@ -25,14 +28,14 @@ from p2p.receipts.tab import Customer
 from p2p.receipts.vouchers import VoucherOutcome
 from p2p.session.events import ErrorInfo
 from p2p.signing import SecretKey, Signed, sealed, unseal
-from p2p.types import GENESIS_HEAD, AllowanceId, Digest, NetworkId, PeerId, PublicKey, sha256
+from p2p.types import GENESIS_HEAD, AllowanceId, NetworkId, PeerId, PublicKey, sha256
 from peer.host.closes import Closes
+from peer.host.cosigners import Cosigners
 from peer.host.journal import Earnings, Journal, StoredAllowance, StoredClose
 from peer.host.journal_schema import Closed
 
 _LOG = logging.getLogger(__name__)
 
-BATCHES_AWAITING_COSIGN_MAX = 4096
 VOUCHER_WITHIN_S = 0.02  # of a customer none of whose requests waits: it shares a commit
 CUSTOMERS_COUNT_MAX = 20_000  # remembered; a few KiB each
 CUSTOMER_WALLETS_MAX = 8  # gateways of one account; each is trusted by what it paid itself
@@ -46,7 +49,7 @@ class Account:
         customer: The decisions.
         waiting: Receipts in no batch yet, by allowance, in chain order.
         posted: What settlement has posted, by allowance.
-        used_at_ns: When a voucher or a receipt last came, wall clock.
+        used_at_s: When a voucher or a receipt last came, monotonic: no set clock ends a use.
         writing_count: Vouchers that came and are not on disk yet.
         is_linked: Whether a session uses it.
         cosigner: At zero price: the wallet key that the session's hello proved, or None.
@@ -56,7 +59,7 @@ class Account:
     customer: Customer
     waiting: dict[AllowanceId, list[tuple[Receipt, bytes]]] = field(default_factory=dict)
     posted: dict[AllowanceId, int] = field(default_factory=dict)
-    used_at_ns: int = 0
+    used_at_s: float = 0.0
     writing_count: int = 0
     is_linked: bool = False
     cosigner: PublicKey | None = None
@@ -89,7 +92,7 @@ class Books:
         self.key_trouble = ""
         self._accounts: dict[tuple[bytes, PublicKey], Account] = {}
         self._by_allowance: dict[AllowanceId, Account] = {}
-        self._signers: dict[Digest, PublicKey] = {}
+        self.cosigners = Cosigners()
         self._refused: dict[AllowanceId, int] = {}
 
     # -- what was left -------------------------------------------------------------------------
@@ -115,7 +118,7 @@ class Books:
             )
             allowance_id = allowance.value.allowance_id
             account.posted[allowance_id] = each.posted_micros
-            account.used_at_ns = self.clock()
+            account.used_at_s = trio.current_time()
             self._by_allowance[allowance_id] = account
 
     def restore_closes(self, stored: Iterable[StoredClose]) -> None:
@@ -166,7 +169,7 @@ class Books:
             self.journal.put_allowance(allowance)
             self._by_allowance[value.allowance_id] = account
             account.posted.setdefault(value.allowance_id, 0)
-            account.used_at_ns = self.clock()
+            account.used_at_s = trio.current_time()
         return account, value.allowance_id
 
     def _problem_of(self, allowance: Signed[Allowance], wallet_key: PublicKey | None) -> str:
@@ -265,9 +268,8 @@ class Books:
         durable: Callable[[], None],
         within_s: float,
     ) -> None:
-        now_ns = self.clock()
-        day = now_ns // limits.DAY_NS
-        account.used_at_ns = now_ns
+        day = self.clock() // limits.DAY_NS
+        account.used_at_s = trio.current_time()
         account.writing_count += 1
 
         def written() -> None:
@@ -303,7 +305,7 @@ class Books:
         body = encode_receipt(receipt)
         account.customer.chain(receipt.allowance_id).append(body)
         account.waiting.setdefault(receipt.allowance_id, []).append((receipt, body))
-        account.used_at_ns = self.clock()
+        account.used_at_s = trio.current_time()
         return body
 
     def sign_batches(self, account: Account, *, send: Callable[[bytes], None]) -> None:
@@ -326,9 +328,11 @@ class Books:
     def _await_cosign(self, account: Account, envelope: bytes) -> None:
         wallet_key = account.customer.wallet_key or account.cosigner
         if wallet_key is not None:
-            if len(self._signers) >= BATCHES_AWAITING_COSIGN_MAX:
-                del self._signers[next(iter(self._signers))]
-            self._signers[sha256(envelope)] = wallet_key
+            self.cosigners.wait(sha256(envelope), wallet_key, id(account))
+
+    def session_over(self, account: Account) -> None:
+        """Wait no more for what only the session that ends could cosign."""
+        self.cosigners.session_over(id(account))
 
     def take_cosignature(self, envelope: bytes) -> str:
         """Check a cosignature and keep it; return what is wrong with it, or an empty text."""
@@ -337,9 +341,8 @@ class Books:
         except RemoteProtocolError as error:
             return str(error)
         digest = cosignature.value.batch_digest
-        if self._signers.get(digest) != cosignature.signer:
+        if not self.cosigners.take(digest, cosignature.signer):
             return "a cosignature of no batch that waits for one, or by another key"
-        del self._signers[digest]
         self.journal.put_cosignature(digest, envelope)
         if cosignature.value.different_request_ids:
             count = len(cosignature.value.different_request_ids)
@@ -375,7 +378,7 @@ class Books:
         Args:
             is_leaving: Whether nothing new is served: then anything that can be ended counts.
         """
-        if is_leaving and self.closable(self.clock(), limits.DAY_NS, is_leaving=True):
+        if is_leaving and self.closable(math.inf, is_leaving=True):
             return True
         for allowance_id, account in self._by_allowance.items():
             allowance = account.customer.allowance(allowance_id)
@@ -399,20 +402,20 @@ class Books:
         if voucher.allowance_id in self._by_allowance:
             self._refused[voucher.allowance_id] = voucher.cum_micros
 
-    def closable(self, now_ns: int, idle_ns: int, *, is_leaving: bool) -> tuple[AllowanceId, ...]:
+    def closable(self, idle_s: float, *, is_leaving: bool) -> tuple[AllowanceId, ...]:
         """Return allowances that are posted as far as they are paid and needed no more.
 
         Args:
-            now_ns: Wall clock.
-            idle_ns: So long unused, an allowance goes even if not all is paid.
+            idle_s: So long unused, an allowance goes even if not all is paid.
             is_leaving: Whether nothing new is served: then it goes as soon as all is paid.
         """
+        now_s = trio.current_time()
         return tuple(
             allowance_id
             for allowance_id, account in self._by_allowance.items()
             if self._is_posted(allowance_id, account)
             and (
-                now_ns - account.used_at_ns > idle_ns
+                now_s - account.used_at_s > idle_s
                 or (is_leaving and self._is_paid(allowance_id, account))
             )
         )
@@ -448,11 +451,6 @@ class Books:
         self.closes.submitted(allowance_ids)
         for allowance_id in allowance_ids:
             self.journal.mark_closed(allowance_id, Closed.SUBMITTED)
-
-    def time_jumped(self, set_ns: int) -> None:
-        """Take note that the clock was set: what was used a minute ago was not idle for hours."""
-        for account in self._accounts.values():
-            account.used_at_ns += set_ns
 
     def prune(self, now_ns: int) -> None:
         """Forget what can't be settled any more."""

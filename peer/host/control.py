@@ -66,6 +66,7 @@ class ControlApi:
         self._loop = loop
         self._http = HttpServer(loop, self, wall_clock=server.now_ns)
         self._watchers: dict[Exchange, int] = {}
+        self._watched = trio.Event()  # set while anybody watches: else there is nothing to wake for
         self._give_job, self._take_job = trio.open_memory_channel[_Job](JOBS_COUNT_MAX)
         self._routes: dict[tuple[str, str], Callable[[HttpRequest, Exchange], None]] = {
             ("GET", "/v1/status"): self._status,
@@ -97,6 +98,7 @@ class ControlApi:
                 for _ in range(WORKERS_COUNT):
                     nursery.start_soon(self._work)
                 while True:
+                    await self._watched.wait()
                     await trio.sleep(EVENTS_S)
                     self._feed_watchers()
         finally:
@@ -143,6 +145,7 @@ class ControlApi:
         exchange.start_stream(200, _SSE)
         exchange.on_hang_up = partial(self._forget_watcher, exchange)
         self._watchers[exchange] = 0
+        self._watched.set()
         self._feed(exchange)
 
     def _forget_watcher(self, exchange: Exchange) -> None:
@@ -203,10 +206,11 @@ class ControlApi:
                 _respond(exchange, answer, status)
 
     def _feed_watchers(self) -> None:
-        if self._watchers:
-            with self._loop.turn():
-                for exchange in list(self._watchers):
-                    self._feed(exchange)
+        with self._loop.turn():
+            for exchange in list(self._watchers):
+                self._feed(exchange)
+        if not self._watchers:
+            self._watched = trio.Event()
 
     def _feed(self, exchange: Exchange) -> None:
         if not exchange.is_open:

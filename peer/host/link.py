@@ -172,6 +172,8 @@ class HostLink:
             if self.account is not None:
                 self.account.customer.link_lost()
                 self.account.is_linked = False
+                self._server.books.session_over(self.account)
+            self._server.books.session_over(self.free_account)
         self._server.link_over(self)
 
     def flush(self) -> None:

@@ -38,7 +38,7 @@ KNOCK_S = 60.0  # the clock and whether settlement is there
 RETRY_S_MIN = 1.0
 RETRY_S_MAX = 60.0
 COSIGN_WAIT_NS = 5 * limits.SECOND_NS  # a batch waits so long for its cosignature
-CLOSE_IDLE_NS = 15 * limits.MINUTE_NS
+CLOSE_IDLE_S = 15 * 60.0  # awake: time asleep is nobody's idleness
 BATCHES_AT_ONCE_COUNT = 100
 PRUNE_S = 86_400.0
 _KEYS = "settlement_keys"
@@ -125,7 +125,6 @@ class Settler:
         """
         if self._offset_ns is not None:
             self._learn_offset(self._offset_ns - set_ns)
-        self._books.time_jumped(set_ns)
         self._knock_wanted.set()
         self.want()
 
@@ -333,7 +332,7 @@ class Settler:
         if not self.is_reachable or self._journal.trouble:
             return  # without settlement no gateway could get another allowance
         is_leaving = self.is_leaving()
-        closable = self._books.closable(now_ns, CLOSE_IDLE_NS, is_leaving=is_leaving)
+        closable = self._books.closable(CLOSE_IDLE_S, is_leaving=is_leaving)
         closed = [(each, self._books.close(each)) for each in closable]
         await self._journal.flush()
         for allowance_id, envelope in closed:

@@ -129,6 +129,7 @@ class TestGateway:
         self.quoted = trio.Event()
         self.changed = trio.Event()
         self.link: Link | None = None
+        self.node: MemoryNode | None = None  # where it runs, for those who move it about
 
     # -- LinkOwner -----------------------------------------------------------------------------
 
@@ -257,7 +258,7 @@ class TestGateway:
         self.flush()
 
     def pay(self, *, idle: bool = False) -> None:
-        while (voucher := self.account.next_voucher(idle=idle)) is not None:
+        while self.session.greeted and (voucher := self.account.next_voucher(idle=idle)):
             signed = sealed(self.wallet, VOUCHER, voucher)
             self.vouchers.append(signed)
             self.session.send_voucher(signed.envelope)

@@ -95,6 +95,23 @@ async def test_clock_that_is_set_while_serving_stops_the_host_until_it_is_right_
     assert "the host is serving" in caplog.text
 
 
+@pytest.mark.parametrize("first_s", [HOUR_S, -HOUR_S])
+async def test_allowance_used_in_the_moment_that_the_clock_is_set_stays_open(
+    autojump_clock, tmp_path, first_s
+) -> None:
+    async with open_world(tmp_path) as world:
+        gateway = world.gateway
+        allowance_id = gateway.allow()
+        for set_ns in (first_s * NS, 0):
+            world.clock_set_ns = set_ns
+            for _ in range(2):  # used before the host looks at the time, and after
+                await gateway.ask(gateway.body("hi", max_tokens=5), allowance_id).over.wait()
+                gateway.pay(idle=True)
+            await trio.sleep(100)
+        await answered(gateway, allowance_id)
+        assert not gateway.closes
+
+
 async def test_clock_set_back_a_little_does_not_stop_the_record_from_being_renewed(
     autojump_clock, tmp_path
 ) -> None:
