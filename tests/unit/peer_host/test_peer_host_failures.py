@@ -102,6 +102,7 @@ async def test_allowance_used_in_the_moment_that_the_clock_is_set_stays_open(
     async with open_world(tmp_path) as world:
         gateway = world.gateway
         allowance_id = gateway.allow()
+        await gateway.ask(body(), allowance_id).over.wait()
         for set_ns in (first_s * NS, 0):
             world.clock_set_ns = set_ns
             for _ in range(2):  # used before the host looks at the time, and after
