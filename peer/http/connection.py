@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from peer.http.brake import Brake
+from peer.http.brake import Brake, UploadPace
 from peer.http.exchange import Exchange
 from peer.http.limits import READ_BYTES, SERVED_PER_TURN_MAX, HttpLimits
 from peer.http.loop import PEER_CLOSED, READABLE, WRITABLE, Loop, Timer
@@ -92,6 +92,10 @@ class ConnectionOwner(Protocol):
     def brake(self) -> Brake:
         """When strangers are answered."""
 
+    @property
+    def uploads(self) -> UploadPace:
+        """When long bodies are read on."""
+
     def phase_changed(self, connection: "Connection", old: Phase, new: Phase) -> None:
         """Learn what the connection waits for now."""
 
@@ -134,6 +138,7 @@ class Connection:
         self._deadline = math.inf
         self._timer: Timer | None = None
         self._braked: Timer | None = None
+        self._paced: Timer | None = None  # reads on when it fires
         self._body_bytes = 0
         self._loop.add(sock, self._on_event, self._mask, crashed=self.crashed)
         self._set_deadline(self._limits.header_s)
@@ -171,8 +176,26 @@ class Connection:
             found = parser.feed(data)
             if parser.in_body or self._body_bytes:
                 self._count_body(parser.waiting_bytes)
+            if parser.in_body:
+                self._pace(len(data))
             self._take(found)
+        elif self._state is _State.LINGERING:
+            self._pace(len(data))
+            self._watch(reads=True, writes=False)
         return None
+
+    def _pace(self, count_bytes: int) -> None:
+        """Read on when it is this upload's turn again."""
+        wait_s = self._owner.uploads.wait_s(count_bytes, self._loop.now())
+        if wait_s > 0:
+            self._paced = self._loop.call_later(wait_s, self._read_on)
+
+    def _read_on(self) -> None:
+        self._paced = None
+        if self._state is _State.LINGERING:
+            self._watch(reads=True, writes=False)
+        else:
+            self._rest()
 
     def _forget_body(self) -> None:
         self._parser.end()
@@ -299,6 +322,7 @@ class Connection:
         return self._exchange is None or self._parser.is_between
 
     def _watch(self, *, reads: bool, writes: bool) -> None:
+        reads = reads and self._paced is None
         mask = PEER_CLOSED | (READABLE if reads else 0) | (WRITABLE if writes else 0)
         if mask != self._mask:
             self._mask = mask
@@ -423,7 +447,7 @@ class Connection:
             return
         self._state = _State.CLOSED
         self._forget_body()
-        for timer in (self._timer, self._braked):
+        for timer in (self._timer, self._braked, self._paced):
             if timer is not None:
                 timer.cancel()
         self._loop.close(self._socket)

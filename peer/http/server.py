@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from peer.http.brake import Brake
+from peer.http.brake import Brake, UploadPace
 from peer.http.connection import Connection, Handler, Phase, patience_s
 from peer.http.errors import ListenError
 from peer.http.limits import (
@@ -57,6 +57,7 @@ class HttpServer:
         self.limits = limits or HttpLimits()
         self.patience_s = patience_s(self.limits)
         self.brake = Brake()
+        self.uploads = UploadPace()
         self._wall_clock = wall_clock
         self._date_second = -1
         self._date_field = ""

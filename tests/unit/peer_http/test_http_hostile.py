@@ -11,8 +11,15 @@ from peer_http_tools import Site, Wire
 from trio.testing import MockClock
 
 from peer.http import Exchange, HttpLimits, HttpRequest
-from peer.http.brake import Brake
-from peer.http.limits import BRAKE_BURST_COUNT, BRAKE_PER_S, BRAKE_S_MAX, SEND_BUFFER_BYTES
+from peer.http.brake import Brake, UploadPace
+from peer.http.limits import (
+    BRAKE_BURST_COUNT,
+    BRAKE_PER_S,
+    BRAKE_S_MAX,
+    SEND_BUFFER_BYTES,
+    UPLOAD_BURST_BYTES,
+    UPLOAD_BYTES_PER_S,
+)
 
 pytestmark = pytest.mark.sockets
 
@@ -309,3 +316,46 @@ async def test_hostile_client_that_leaves_while_held_back_frees_its_place(site: 
     for wire in await wires(site, 20, b"BREW\r\n\r\n"):
         await wire.vanish()
     await site.until(lambda: site.server.connection_count == 0)
+
+
+def test_uploads_come_at_their_rate_after_a_burst_however_asked() -> None:
+    pace, now_s, read_bytes = UploadPace(), 1000.0, 0
+    piece = UPLOAD_BURST_BYTES // 16
+    assert [pace.wait_s(piece, now_s) for _ in range(16)] == [0.0] * 16
+    while now_s < 1010.0:
+        now_s += pace.wait_s(piece, now_s)
+        read_bytes += piece
+    assert read_bytes == pytest.approx(10 * UPLOAD_BYTES_PER_S, rel=0.05)
+    assert pace.wait_s(piece, now_s + 3600) == 0.0
+
+
+async def test_hostile_uploads_wait_for_each_other_while_short_requests_are_served(
+    site: Site, patient_clock: MockClock
+) -> None:
+    site.open()
+    site.desk.immediately = lambda request, exchange: exchange.respond(200, {}, b"")
+    began_s = trio.current_time()
+    site.server.uploads.wait_s(UPLOAD_BURST_BYTES + UPLOAD_BYTES_PER_S, began_s)  # a crowd's
+    head = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 300000\r\n\r\n"
+    uploads = await wires(site, 3, head + bytes(100_000))
+    short = await site.wire()
+    await short.send(GET)
+    assert (await short.answer()).status == 200
+    assert trio.current_time() == began_s  # no virtual time went by
+    for wire in uploads:
+        await wire.send(bytes(200_000))
+        assert (await wire.answer("POST")).status == 200
+    assert trio.current_time() - began_s >= 1.0
+
+
+async def test_hostile_upload_that_leaves_while_it_waits_is_forgotten(
+    site: Site, patient_clock: MockClock
+) -> None:
+    site.open()
+    site.server.uploads.wait_s(100 * UPLOAD_BYTES_PER_S, trio.current_time())
+    (wire,) = await wires(site, 1, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\na")
+    await trio.sleep(1)
+    assert site.server.connection_count == 1
+    await wire.vanish()
+    await trio.sleep(1)
+    assert site.server.connection_count == 0
