@@ -66,12 +66,17 @@ def sealed_vllm(kind: SandboxKind, place: Path) -> Iterator[LiveEngine]:
 
 
 def servers_in(place: Path) -> list[psutil.Process]:
-    """Return vLLM's processes that listen in a place, however they are sealed in."""
+    """Return vLLM's server that listens in a place, however it is sealed in.
+
+    Not its keeper, nor the process of bubblewrap that waits for them.
+    """
     inside = "/run/engine/e.sock"
     return [
         each
         for each in psutil.process_iter(["cmdline"])
-        if inside in (each.info["cmdline"] or ()) and _shows(each, place)
+        if (each.info["cmdline"] or [""])[0] == str(PYTHON)
+        and inside in each.info["cmdline"]
+        and _shows(each, place)
     ]
 
 
