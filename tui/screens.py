@@ -36,6 +36,7 @@ PAGES: tuple[type[Page], ...] = (
     SettingsPage,
 )
 FACTS_STATUSES_COUNT = 3  # with every third status, that is every three seconds
+CLOSED_FIRST_COUNT = 3  # parts without parts of their own, which are gone first when the app closes
 HELP_TEXT = """\
 [b #f5b83d]{title}[/]
 {own}
@@ -158,7 +159,7 @@ class HostScreen(Screen[None]):
     # -- updates -------------------------------------------------------------------------------
     def apply(self, update: Update) -> None:
         """Show what is new; nothing while the app closes and its parts are gone."""
-        if not self.query("#down"):
+        if len(self.query("#title-left, #title-right, #down-panel")) < CLOSED_FIRST_COUNT:
             return
         if isinstance(update, HostStatus):
             self._show_status(update)
