@@ -44,7 +44,7 @@ async def test_frozen_peer_is_noticed_and_dropped(watchful: Libp2pNode) -> None:
         keeper.send(b"alive", urgent=True)
         await wait_until(lambda: keeper.received == b"alive")
         os.kill(pid, signal.SIGSTOP)
-        await wait_until(lambda: bool(keeper.lost), within_s=8)
+        await wait_until(lambda: bool(keeper.lost), within_s=60)
         assert watchful.connection_count == 0
 
 
@@ -55,7 +55,7 @@ async def test_frozen_peer_whose_buffers_are_full_is_dropped_too(watchful: Libp2
         await wait_until(lambda: keeper.received == b"alive")
         os.kill(pid, signal.SIGSTOP)
         keeper.send(bytes(8_000_000), urgent=True)
-        await wait_until(lambda: bool(keeper.lost), within_s=8)
+        await wait_until(lambda: bool(keeper.lost), within_s=60)
 
 
 async def test_link_to_a_frozen_peer_resets_at_once_for_its_owner() -> None:
@@ -66,7 +66,7 @@ async def test_link_to_a_frozen_peer_resets_at_once_for_its_owner() -> None:
             keeper.send(bytes(8_000_000), urgent=True)
             await wait_until(lambda: not keeper.outbox)
             keeper.link.reset()
-            await wait_until(lambda: bool(keeper.lost), within_s=1)
+            await wait_until(lambda: bool(keeper.lost), within_s=5)
 
 
 async def test_peer_killed_and_restarted_is_back_at_once(watchful: Libp2pNode) -> None:
