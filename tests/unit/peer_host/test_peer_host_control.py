@@ -132,8 +132,8 @@ async def test_events_bring_status_and_log(tmp_path) -> None:
     async with open_world(tmp_path, deadline_s=30) as world, open_control(world) as control:
         async with await trio.open_unix_socket(world.config.control_socket) as stream:
             await stream.send_all(b"GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n")
+            seen = await stream.receive_some()  # the head: from here on nothing is missed
             await control.post("/v1/pause")
-            seen = b""
             while b"paused by the owner" not in seen or b"event: status" not in seen:
                 seen += await stream.receive_some()
         assert b"content-type: text/event-stream" in seen
@@ -141,7 +141,7 @@ async def test_events_bring_status_and_log(tmp_path) -> None:
         entries = (await control.get("/v1/log")).json()["entries"]
         last = entries[-1]["index"]
         after = (await control.get("/v1/log", params={"after": last - 1})).json()["entries"]
-        assert [entry["index"] for entry in after] == [last]
+        assert after[0]["index"] == last  # more may have been said meanwhile
 
 
 async def test_unknown_path_and_method_are_refused(tmp_path) -> None:
