@@ -112,12 +112,10 @@ def test_second_answer_would_be_made_and_not_be_counted(live: LiveEngine, rows: 
     assert twice.answer.tokens == once.answer.tokens
 
 
-def test_two_calls_would_be_made_where_one_of_another_function_was_asked_for(
-    live: LiveEngine,
-) -> None:
+def test_choice_of_one_function_would_be_taken_for_any(live: LiveEngine) -> None:
     answer = live.raw(**PAIR, parallel_tool_calls=False, tool_choice=NAMED)
     assert isinstance(answer, Asked)
-    assert calls("f", "f")(answer, answer)
+    assert {name for name, _ in answer.answer.calls} == {"f"}  # once or twice, by the processor
     refused = live.prepared(**TWO, tool_choice=NAMED)
     assert isinstance(refused, ErrorInfo)
     assert (refused.code, refused.param) == (ErrorCode.UNSUPPORTED_PARAMETER, "tool_choice")
