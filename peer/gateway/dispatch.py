@@ -16,18 +16,18 @@ from p2p.errors import ErrorCode
 from p2p.limits import SECOND_NS
 from p2p.records import Offer
 from p2p.session.events import ErrorInfo, OutgoingRequest
-from p2p.types import ID_BYTES, NO_REQUEST, FinishReason, PeerId, RequestId, timed_id
+from p2p.types import ID_BYTES, NO_REQUEST, PeerId, RequestId, timed_id
 from peer.gateway import failover, openai_errors
 from peer.gateway import health as healths
 from peer.gateway.answer import SLACK_TOKENS, AnswerReader, Price
 from peer.gateway.attempt import Attempt
-from peer.gateway.calls import KIND_PROBE, Answer, Call, Ended, ResponseSink, Route
+from peer.gateway.calls import Answer, Call, Ended, ResponseSink, Route
 from peer.gateway.failover import Blame, Failure, Verdict
 from peer.gateway.hosts import HostTable
-from peer.gateway.journal import UsageEntry
 from peer.gateway.openai_api import upstream_body
 from peer.gateway.openai_errors import ApiError
 from peer.gateway.routing import Ask, Decision, Funding, Ranked, Router
+from peer.gateway.usage_entries import usage_entry
 from peer.gateway.wallet import Wallet, bound_micros, start_micros
 
 LOG = logging.getLogger(__name__)
@@ -417,7 +417,7 @@ class Running:
             self._attempt = None
         if end is not None or attempt.prompt_started:
             now = (self._dispatcher.now(), self._dispatcher.clock())
-            entry = _usage_entry(self._call, attempt, end, now, cancelled=self._cancelled)
+            entry = usage_entry(self._call, attempt, end, now, cancelled=self._cancelled)
             self._dispatcher.wallet.journal.put_usage(entry)
 
     def give_up(self, error: ApiError) -> None:
@@ -464,52 +464,3 @@ class Running:
 def _output_tokens(call: Call, offer: Offer) -> int:
     wanted = call.request.output_tokens_max or offer.output_tokens_max
     return min(wanted, offer.output_tokens_max, limits.TOKENS_MAX) * call.request.choices
-
-
-def _usage_entry(
-    call: Call, attempt: Attempt, end: Ended | None, now: tuple[int, int], *, cancelled: bool
-) -> UsageEntry:
-    """Return the usage log's entry.
-
-    Args:
-        call: What the client asked.
-        attempt: The try that is over.
-        end: How, if it has a receipt.
-        now: Monotonic time and wall clock, ns.
-        cancelled: Whether the client gave it up.
-    """
-    receipt = end.receipt if end is not None else None
-    completion_tokens = receipt.completion_tokens if receipt else 0
-    mono_ns, wall_ns = now
-    duration_ns = mono_ns - attempt.opened_ns
-    ttft_ms = attempt.ttft_ms
-    return UsageEntry(
-        answer_id=call.answer_id,
-        upstream_id=attempt.reader.head.id,
-        request_id=attempt.request_id.hex(),
-        kind=call.kind,
-        model=attempt.route.model,
-        host=attempt.route.host,
-        created_at_ns=wall_ns - duration_ns,
-        streamed=call.request.stream,
-        cancelled=cancelled,
-        finish_reason=_FINISH_NAMES[receipt.finish_reason] if receipt else "lost",
-        prompt_tokens=receipt.prompt_tokens if receipt else 0,
-        cached_tokens=receipt.cached_tokens if receipt else 0,
-        completion_tokens=completion_tokens,
-        cost_micros=receipt.cost_micros if receipt else 0,
-        ttft_ms=None if ttft_ms is None else round(ttft_ms),
-        duration_ms=duration_ns // 1_000_000,
-        tokens_per_s=attempt.tokens_per_s(completion_tokens),
-        route=attempt.route.why,
-        tries=attempt.route.tries,
-        different=end.different if end else "",
-    )
-
-
-_FINISH_NAMES = {reason: reason.name.lower() for reason in FinishReason}
-
-
-def is_probe(call: Call) -> bool:
-    """Return whether a call is our own measurement."""
-    return call.kind == KIND_PROBE
