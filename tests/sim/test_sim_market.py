@@ -4,13 +4,13 @@ A simulation that can't fail says nothing. So each test of the second part takes
 the product, and the simulation must name the law that then breaks.
 """
 
-import dataclasses
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import settings
 from sim_bounds import GATEWAY_BOUNDS, HOST_BOUNDS
@@ -211,8 +211,8 @@ def test_simulation_finds_books_that_depend_on_the_order(monkeypatch) -> None:
         """Take the last word for the highest."""
         effect = honest(state, voucher, same_sequence=same_sequence, now_ns=now_ns)
         last = effect.change.state._replace(sequence=voucher.value.sequence)
-        change = dataclasses.replace(effect.change, state=last)
-        return dataclasses.replace(effect, change=change)
+        change = msgspec.structs.replace(effect.change, state=last)
+        return msgspec.structs.replace(effect, change=change)
 
     monkeypatch.setattr(ledger, "present_voucher", present)
     find(quiet(requests=12), "another order")

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from random import Random
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -233,7 +234,7 @@ class MoneyMachine(RuleBasedStateMachine):
         """Sign another amount under a sequence that is used."""
         told = data.draw(st.sampled_from(self.vouchers[-3:])).value
         most = self.allowances[told.allowance_id].value.max_micros
-        value = dataclasses.replace(told, cum_micros=min(cum, most))
+        value = msgspec.structs.replace(told, cum_micros=min(cum, most))
         voucher = sealed(WALLET, VOUCHER, value)
         self.stray.append(voucher)
         if to_host:
