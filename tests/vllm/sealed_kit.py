@@ -82,9 +82,14 @@ def servers_in(place: Path) -> list[psutil.Process]:
 
 def _shows(process: psutil.Process, place: Path) -> bool:
     """Return whether a process sees our socket directory as its own."""
-    theirs = Path(f"/proc/{process.pid}/root/run/engine/e.sock")
+    theirs = _root_of(process) / "run" / "engine" / "e.sock"
     ours = place / "socket" / "e.sock"
     return theirs.exists() and theirs.stat().st_ino == ours.stat().st_ino
+
+
+def _root_of(process: psutil.Process) -> Path:
+    """Return a process's file system, as the kernel shows it to others."""
+    return Path("/proc", str(process.pid), "root")
 
 
 def seal_problems(process: psutil.Process) -> list[str]:
